@@ -1,0 +1,1 @@
+"""Measurements: each script prints a table and can write its figures as JSON."""

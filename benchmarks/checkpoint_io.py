@@ -1,0 +1,189 @@
+"""Time and memory of creating a model from a 4 GB checkpoint and of saving it again.
+
+The yardstick is copying the same file with fsync, measured in the same rounds: copy, create, save,
+copy, create, save, ... Each is a process of its own, so that its peak memory is its own; the memory
+shown is what it used above the interpreter with torch loaded.
+
+    python -m benchmarks.checkpoint_io [--rounds 3] [--folder DIR] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+KINDS = ("copy", "create", "save")
+MEMORY_BUDGET_MB = 600
+TIME_BUDGET = 1.5
+MODEL = "measured"
+
+
+def write_source(path: Path) -> None:
+    """Write random fp32 weights under the keys and shapes of Stable Diffusion 1.5."""
+    import torch
+
+    from dreambooth_core.checkpoint.file import Entry, write_checkpoint
+    from tests.original_layout import SD15, checkpoint_shapes
+
+    generator = torch.Generator().manual_seed(0)
+
+    def entry(key: str, shape: tuple[int, ...]) -> Entry:
+        return Entry(key, "F32", shape, lambda: torch.randn(shape, generator=generator))
+
+    shapes = checkpoint_shapes(SD15)
+    write_checkpoint(path, [entry(key, shape) for key, shape in shapes.items()])
+
+
+def copy(root: Path) -> None:
+    """Copy the checkpoint and wait until it is on the disk."""
+    target = root / "copy.safetensors"
+    shutil.copyfile(source_of(root), target)
+    with target.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def create(root: Path) -> None:
+    """Create a model from the checkpoint."""
+    from dreambooth_core.config.schema import CreateConfig
+    from dreambooth_core.job.workspace import Workspace
+    from dreambooth_core.stages import create as stage
+    from tests.tiny import stage_context
+
+    config = CreateConfig(name=MODEL, source=str(source_of(root)))
+    stage.run(config, stage_context(Workspace(root)))
+
+
+def save(root: Path) -> None:
+    """Save the created model in the dtype that it came in."""
+    from dreambooth_core.config.schema import SaveConfig
+    from dreambooth_core.job.workspace import Workspace
+    from dreambooth_core.stages import save as stage
+    from tests.tiny import stage_context
+
+    stage.run(SaveConfig(model=MODEL, dtype="source"), stage_context(Workspace(root)))
+
+
+ACTIONS: dict[str, Callable[[Path], None]] = {"copy": copy, "create": create, "save": save}
+
+
+def source_of(root: Path) -> Path:
+    """Return where the checkpoint to be measured with lies."""
+    return root / "source.safetensors"
+
+
+def peak_memory() -> int:
+    """Return the most memory this process ever had, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the parent's memory at the fork as ours
+        line = next(row for row in status.read_text().splitlines() if row.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def measure_here(kind: str, root: Path) -> dict[str, float]:
+    """Run one action in this process and return its seconds and memory above torch's."""
+    import torch  # noqa: F401  (its memory is the base line)
+
+    base = psutil.Process().memory_info().rss
+    if kind != "copy":
+        from dreambooth_core.stages import create as _create  # noqa: F401  (imports are no part)
+        from dreambooth_core.stages import save as _save  # noqa: F401
+    start, cpu_start = time.perf_counter(), time.process_time()
+    ACTIONS[kind](root)
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu_start,
+        "memory_mb": (peak_memory() - base) / 2**20,
+    }
+
+
+def measure(kind: str, root: Path) -> dict[str, float]:
+    """Run one action in a process of its own, with the disk idle at its start."""
+    if hasattr(os, "sync"):
+        os.sync()
+    command = [sys.executable, "-m", "benchmarks.checkpoint_io", "--child", kind]
+    output = subprocess.run(
+        [*command, "--folder", str(root)], check=True, capture_output=True, text=True
+    ).stdout
+    return dict(json.loads(output.splitlines()[-1]))
+
+
+def run_rounds(root: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Return the measurements of every action, taken in turn, leaving no files but the source."""
+    results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    for _ in range(rounds):
+        for kind in KINDS:
+            results[kind].append(measure(kind, root))
+        shutil.rmtree(root / "models")
+        (root / "copy.safetensors").unlink()
+    return results
+
+
+def summarise(results: dict[str, list[dict[str, float]]], size: int) -> dict[str, Any]:
+    """Return the figures to report: medians of time, of the ratio to the copy, and peak memory."""
+    figures: dict[str, Any] = {"bytes": size, "rounds": len(results["copy"]), "measured": results}
+    for kind in KINDS:
+        pairs = zip(results[kind], results["copy"], strict=True)
+        figures[kind] = {
+            "seconds": statistics.median(each["seconds"] for each in results[kind]),
+            "cpu_seconds": statistics.median(each["cpu_seconds"] for each in results[kind]),
+            "times_copy": statistics.median(a["seconds"] / b["seconds"] for a, b in pairs),
+            "memory_mb": max(each["memory_mb"] for each in results[kind]),
+        }
+    return figures
+
+
+def print_table(figures: dict[str, Any]) -> None:
+    """Print the figures beside their budgets."""
+    print(f"{figures['bytes'] / 1e9:.2f} GB, {figures['rounds']} rounds, medians")
+    print(f"{'':8} {'seconds':>8} {'x copy':>8} {'CPU s':>8} {'MB above torch':>15}")
+    for kind in KINDS:
+        row = figures[kind]
+        times = f"{row['seconds']:8.2f} {row['times_copy']:8.2f} {row['cpu_seconds']:8.2f}"
+        print(f"{kind:8} {times} {row['memory_mb']:15.0f}")
+    print(f"budget   {'':8} {TIME_BUDGET:8.2f} {'':8} {MEMORY_BUDGET_MB:15}")
+
+
+def main() -> None:
+    """Measure, print and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to work (15 GB); default: temporary")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure_here(options.child, options.folder)))
+        return
+    with tempfile.TemporaryDirectory(prefix="checkpoint_io-", dir=options.folder) as folder:
+        root = Path(folder)
+        write_source(source_of(root))
+        results = run_rounds(root, options.rounds)
+        figures = summarise(results, source_of(root).stat().st_size)
+    figures["machine"] = {"system": platform.platform(), "cores": os.cpu_count()}
+    print_table(figures)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

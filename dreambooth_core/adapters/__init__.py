@@ -1,0 +1,1 @@
+"""Small trained additions to a model (LoRA and its kin)."""

@@ -1,0 +1,335 @@
+"""Tensors of `.safetensors` files, read one at a time and written as a stream.
+
+No file is ever mapped into memory or read whole: what passes through is chunks of CHUNK_BYTES, so
+a 4 GB checkpoint needs a few tens of megabytes, and Windows can replace a file that was read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from io import FileIO
+from math import prod
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from dreambooth_core.checkpoint.header import (
+    DTYPE_BYTES,
+    TensorInfo,
+    encode_header,
+    read_header,
+)
+from dreambooth_core.errors import CheckpointError, NonFiniteError
+from dreambooth_core.job.storage import atomic_file
+
+CHUNK_BYTES = 8 * 2**20
+
+TORCH_DTYPES: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+"""Dtypes that can become tensors; the others pass through as bytes."""
+
+FLOATING = ("F16", "BF16", "F32", "F64")
+
+Buffer = bytes | memoryview
+Data = Tensor | Buffer | Iterable[Buffer]
+"""A tensor's contents: a tensor, its bytes, or its bytes in chunks of whole numbers."""
+
+
+class Digest:
+    """SHA-256 computed in a thread beside the reading and writing (hashlib releases the GIL)."""
+
+    def __init__(self) -> None:
+        """Start with no bytes."""
+        self._sha256 = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sha256")
+        self._pending: Future[None] | None = None
+
+    def update(self, chunk: Buffer) -> None:
+        """Add bytes, which must not change; at most one chunk is under way at a time."""
+        self._wait()
+        self._pending = self._thread.submit(self._sha256.update, chunk)
+
+    def hexdigest(self) -> str:
+        """Return the digest of all bytes so far."""
+        self._wait()
+        return self._sha256.hexdigest()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=True)
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+
+class CheckpointReader:
+    """Reads the tensors of one file; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Read and check the header; raises CheckpointError."""
+        self.header = read_header(path)
+        self._file: FileIO | None = None
+
+    def __enter__(self) -> CheckpointReader:
+        """Open the file."""
+        self._file = FileIO(self.header.path, "rb")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def chunks(self, key: str) -> Iterator[memoryview]:
+        """Yield the bytes of a tensor, at most CHUNK_BYTES at a time, each in its own memory."""
+        info = self._info(key)
+        for offset in range(info.start, info.end, CHUNK_BYTES):
+            chunk = _allocate(min(CHUNK_BYTES, info.end - offset))
+            self._fill(chunk, offset, key)
+            yield chunk
+
+    def header_bytes(self) -> memoryview:
+        """Return everything before the first tensor, as it stands in the file."""
+        raw = _allocate(self.header.data_start)
+        self._fill(raw, -self.header.data_start, "its header")
+        return raw
+
+    def read_bytes(self, key: str) -> bytes:
+        """Return the bytes of a tensor."""
+        return b"".join(self.chunks(key))
+
+    def read(self, key: str) -> Tensor:
+        """Return a tensor in its own memory; raises CheckpointError for a dtype torch lacks."""
+        info = self._info(key)
+        if info.dtype not in TORCH_DTYPES:
+            raise CheckpointError(
+                f"{self.header.path}: {key} has the number format {info.dtype}, which cannot be"
+                " calculated with.",
+                remedy="Use a checkpoint in fp16, bf16 or fp32.",
+            )
+        tensor = torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype])
+        self._fill(_bytes_of(tensor), info.start, key)
+        return tensor
+
+    def _info(self, key: str) -> TensorInfo:
+        info = self.header.tensors.get(key)
+        if info is None:
+            raise CheckpointError(
+                f"{self.header.path} has no tensor {key!r}.",
+                remedy="The file is incomplete or of another model: create the model again.",
+            )
+        return info
+
+    def _fill(self, target: memoryview, offset: int, what: str) -> None:
+        if self._file is None:
+            raise ValueError(f"{self.header.path} is not open")
+        self._file.seek(self.header.data_start + offset)
+        while target:
+            count = self._file.readinto(target)
+            if not count:
+                raise CheckpointError(
+                    f"{self.header.path} ended while {what} was read.",
+                    remedy="Another program is changing the file, or the disk is failing.",
+                )
+            target = target[count:]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to write: `load` is called when its turn comes and may return its bytes in chunks.
+
+    `dtype` is the format's name ("F16"). A `verbatim` entry is carried from another file byte for
+    byte and its numbers are not looked at; all others must be finite.
+    """
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    load: Callable[[], Data]
+    verbatim: bool = False
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that is safely on the disk."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+class CheckpointWriter:
+    """Streams the given entries, in their order, to a file; a context manager.
+
+    The file is checked against its entries on leaving; making it durable and giving it its final
+    name is the caller's (`atomic_file`).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        entries: Sequence[Entry],
+        metadata: Mapping[str, str] | None = None,
+        digest: Digest | None = None,
+    ) -> None:
+        """Lay out the file, whose bytes are added to `digest`; nothing is opened yet."""
+        self.path = path
+        self._digest = digest
+        self._entries = {entry.key: entry for entry in entries}
+        self._infos = _lay_out(entries)
+        self._header = encode_header(self._infos, metadata or {})
+        self._next = iter(self._entries)
+        self._file: FileIO | None = None
+
+    @property
+    def size(self) -> int:
+        """The length of the finished file in bytes."""
+        return len(self._header) + sum(info.size for info in self._infos.values())
+
+    def __enter__(self) -> CheckpointWriter:
+        """Open the file and write its header."""
+        self._file = FileIO(self.path, "wb")
+        self._put(self._header)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file; if all went well, read its header again and compare."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if kind is None and read_header(self.path).tensors != self._infos:
+            raise CheckpointError(
+                f"{self.path} does not read back as it was written.",
+                remedy="The disk may be failing; free some space or choose another one.",
+            )
+
+    def write(self, key: str, data: Data) -> None:
+        """Write the next tensor; raises NonFiniteError naming it if it holds NaN or infinity."""
+        expected = next(self._next, None)
+        if key != expected:
+            raise ValueError(f"{key!r} was written where {expected!r} comes next")
+        entry, written = self._entries[key], 0
+        for chunk in _chunks(data):
+            if not entry.verbatim and not is_finite(chunk, entry.dtype):
+                raise NonFiniteError(
+                    f"{key} holds NaN or infinite numbers, so the file was not written.",
+                    remedy="The weights are broken: use an earlier state, or a lower learning"
+                    " rate, and bf16 or fp32 to save numbers too large for fp16.",
+                )
+            self._put(chunk)
+            written += len(chunk)
+        if written != entry.size:
+            raise ValueError(f"{key!r} came with {written} bytes instead of {entry.size}")
+
+    def _put(self, chunk: Buffer) -> None:
+        if self._file is None:
+            raise ValueError(f"{self.path} is not open")
+        if self._digest is not None:
+            self._digest.update(chunk)
+        view = memoryview(chunk)
+        while view:
+            view = view[self._file.write(view) :]
+
+
+def write_checkpoint(
+    path: Path, entries: Sequence[Entry], metadata: Mapping[str, str] | None = None
+) -> WrittenFile:
+    """Write a file as a stream, all or nothing, and return its size and SHA-256.
+
+    Raises NonFiniteError naming a tensor that holds NaN or infinity; `path` is then untouched.
+    """
+    digest = Digest()
+    try:
+        with (
+            atomic_file(path) as temporary,
+            CheckpointWriter(temporary, entries, metadata, digest) as writer,
+        ):
+            for entry in entries:
+                writer.write(entry.key, entry.load())
+        return WrittenFile(path, writer.size, digest.hexdigest())
+    finally:
+        digest.close()
+
+
+def is_finite(chunk: Buffer, dtype: str) -> bool:
+    """Return whether all numbers of the chunk are finite; true for dtypes that are not floats."""
+    if dtype not in FLOATING or not len(chunk):
+        return True
+    writable = bytearray(chunk) if memoryview(chunk).readonly else chunk
+    low, high = torch.frombuffer(writable, dtype=TORCH_DTYPES[dtype]).aminmax()  # NaN wins both
+    return bool(low.isfinite() & high.isfinite())
+
+
+def cast_chunks(chunks: Iterable[Buffer], source: str, target: str) -> Iterator[memoryview]:
+    """Yield the chunks' numbers in another dtype; both are the format's names of float dtypes."""
+    for chunk in chunks:
+        numbers = torch.frombuffer(chunk, dtype=TORCH_DTYPES[source])
+        yield _bytes_of(numbers.to(TORCH_DTYPES[target]))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the format's name of a torch dtype."""
+    return next(name for name, known in TORCH_DTYPES.items() if known == dtype)
+
+
+def _lay_out(entries: Sequence[Entry]) -> dict[str, TensorInfo]:
+    infos: dict[str, TensorInfo] = {}
+    position = 0
+    for entry in entries:
+        if entry.key in infos:
+            raise ValueError(f"{entry.key!r} is to be written twice")
+        infos[entry.key] = TensorInfo(entry.dtype, entry.shape, position, position + entry.size)
+        position += entry.size
+    return infos
+
+
+def _chunks(data: Data) -> Iterator[Buffer]:
+    if isinstance(data, Tensor):
+        data = _bytes_of(data.detach().cpu().contiguous())
+    if isinstance(data, bytes | memoryview):
+        for start in range(0, len(data), CHUNK_BYTES):
+            yield data[start : start + CHUNK_BYTES]
+    else:
+        yield from data
+
+
+def _allocate(size: int) -> memoryview:
+    return _bytes_of(torch.empty(size, dtype=torch.uint8))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Return a view of the memory of a contiguous tensor."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())

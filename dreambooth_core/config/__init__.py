@@ -1,0 +1,1 @@
+"""Settings: their one definition, their JSON form and their checks. Standard library only."""

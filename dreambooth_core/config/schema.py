@@ -1,0 +1,343 @@
+"""The settings of every kind of job. A setting is written once: here or in a section's module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dreambooth_core.config.concept import Concept
+from dreambooth_core.config.control import REQUIRED, control, section
+from dreambooth_core.config.outputs import PreviewsSection, SavingSection
+from dreambooth_core.config.sections import (
+    LR_SCHEDULE_CHOICES,
+    MIXED_PRECISION_CHOICES,
+    OPTIMIZER_CHOICES,
+    SAMPLERS,
+    SAVE_DTYPE_CHOICES,
+    BatchSection,
+    CaptionsSection,
+    EmaSection,
+    ImagesSection,
+    IntervalsSection,
+    LearningRateSection,
+    LossSection,
+    OptimizerSection,
+    PrecisionSection,
+    TextEncoderSection,
+    UnetSection,
+)
+
+__all__ = [
+    "JOB_CONFIGS",
+    "LR_SCHEDULE_CHOICES",
+    "MIXED_PRECISION_CHOICES",
+    "OPTIMIZER_CHOICES",
+    "SAMPLERS",
+    "SAVE_DTYPE_CHOICES",
+    "BatchSection",
+    "CaptionsSection",
+    "CompareConfig",
+    "Concept",
+    "CreateConfig",
+    "EmaSection",
+    "ImagesSection",
+    "IntervalsSection",
+    "JobConfig",
+    "LearningRateSection",
+    "LossSection",
+    "OptimizerSection",
+    "PrecisionSection",
+    "PreviewsSection",
+    "SampleConfig",
+    "SaveConfig",
+    "SavingSection",
+    "TextEncoderSection",
+    "TrainConfig",
+    "UnetSection",
+]
+
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(kw_only=True)
+class CreateConfig:
+    """Make a model to train from a checkpoint file."""
+
+    name: str = control(
+        REQUIRED, "Name", "What the new model is called; its folder's name.", kind="new_model"
+    )
+    source: str = control(
+        REQUIRED,
+        "Source checkpoint",
+        "The checkpoint to start from: a file, or the name of one in the WebUI's checkpoints "
+        "folder.",
+        kind="checkpoint",
+    )
+    extract_ema: bool = control(
+        False,
+        "Extract EMA weights",
+        "Takes the averaged weights, if the checkpoint holds them beside the plain ones.",
+    )
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """Train a model on pictures of one or more concepts."""
+
+    model: str = control(REQUIRED, "Model", "The model to train.", kind="model")
+    seed: int = control(
+        420420,
+        "Seed",
+        "Decides the order of pictures and all noise: the same seed and settings give the same "
+        "model on the same machine.",
+        minimum=0,
+        maximum=MAX_SEED,
+        step=1,
+    )
+    resume: bool = control(
+        False,
+        "Resume",
+        "Goes on from the model's newest training state instead of beginning anew.",
+    )
+    concepts: list[Concept] = control([], "Concepts", "The subjects or styles to learn.")
+    intervals: IntervalsSection = section(IntervalsSection, "Intervals", "How long to train.")
+    batch: BatchSection = section(BatchSection, "Batch sizes", "What goes into a step.")
+    learning_rate: LearningRateSection = section(
+        LearningRateSection, "Learning rate", "How large a step is."
+    )
+    optimizer: OptimizerSection = section(
+        OptimizerSection, "Optimizer", "How gradients become steps."
+    )
+    text_encoder: TextEncoderSection = section(
+        TextEncoderSection, "Text encoder", "The part that reads prompts."
+    )
+    unet: UnetSection = section(UnetSection, "UNet", "The part that draws pictures.")
+    loss: LossSection = section(LossSection, "Loss", "What a step tries to lower.")
+    precision: PrecisionSection = section(
+        PrecisionSection, "Precision and device", "Number formats and where to compute."
+    )
+    ema: EmaSection = section(EmaSection, "EMA", "A running average of the weights.")
+    images: ImagesSection = section(ImagesSection, "Image processing", "How pictures are prepared.")
+    captions: CaptionsSection = section(CaptionsSection, "Captions", "How captions are used.")
+    saving: SavingSection = section(
+        SavingSection, "Saving", "Checkpoints for the WebUI and states to resume from."
+    )
+    previews: PreviewsSection = section(
+        PreviewsSection, "Previews", "Pictures made during training."
+    )
+
+
+@dataclass(kw_only=True)
+class SampleConfig:
+    """Make pictures with a model or a saved checkpoint."""
+
+    model: str = control(REQUIRED, "Model", "The model to draw with.", kind="model")
+    checkpoint: str = control(
+        "",
+        "Checkpoint",
+        "A saved checkpoint of the model to draw with. Empty takes the newest training state, "
+        "or the model as it was created.",
+        kind="checkpoint",
+    )
+    prompts: list[str] = control([], "Prompts", "What to draw.", kind="prompt")
+    negative_prompt: str = control(
+        "", "Negative prompt", "What the pictures should not show.", kind="prompt"
+    )
+    width: int = control(
+        0,
+        "Width",
+        "The pictures' width. 0 takes what the model was made for.",
+        minimum=0,
+        maximum=2048,
+        step=8,
+        unit="pixels",
+    )
+    height: int = control(
+        0,
+        "Height",
+        "The pictures' height. 0 takes what the model was made for.",
+        minimum=0,
+        maximum=2048,
+        step=8,
+        unit="pixels",
+    )
+    steps: int = control(
+        25,
+        "Sampling steps",
+        "Denoising steps per picture. More takes longer; beyond 30 little changes.",
+        minimum=1,
+        maximum=500,
+        step=1,
+        unit="steps",
+    )
+    cfg_scale: float = control(
+        7.0,
+        "CFG scale",
+        "How closely pictures follow the prompt. 1 does not push at all.",
+        minimum=1.0,
+        maximum=30.0,
+        step=0.5,
+    )
+    sampler: str = control("dpm++_2m", "Sampler", "The method that denoises.", choices=SAMPLERS)
+    seed: int = control(
+        420420,
+        "Seed",
+        "The first picture's seed; each further one takes the next.",
+        minimum=0,
+        maximum=MAX_SEED,
+        step=1,
+    )
+    count: int = control(
+        1,
+        "Pictures per prompt",
+        "How many pictures to make of each prompt.",
+        minimum=1,
+        maximum=1000,
+        step=1,
+        unit="pictures",
+    )
+    batch_size: int = control(
+        4,
+        "Batch size",
+        "Pictures drawn at the same time. Faster on a GPU; the pictures stay the same.",
+        minimum=1,
+        maximum=100,
+        step=1,
+        unit="pictures",
+    )
+    output: str = control(
+        "",
+        "Output folder",
+        "Where the pictures go. Empty is the model's samples folder.",
+        kind="new_folder",
+    )
+    use_ema: bool = control(
+        True,
+        "Use EMA weights",
+        "Draws with the running average, if the training state has one.",
+    )
+
+
+@dataclass(kw_only=True)
+class SaveConfig:
+    """Write a checkpoint file from a training state."""
+
+    model: str = control(REQUIRED, "Model", "The model to save.", kind="model")
+    run: str = control(
+        "", "Run", "The training run whose state to save. Empty takes the newest.", kind="run"
+    )
+    step: int = control(
+        0,
+        "Step",
+        "The step of the state to save. 0 takes the newest.",
+        minimum=0,
+        maximum=10_000_000,
+        step=1,
+        unit="steps",
+    )
+    name: str = control(
+        "",
+        "File name",
+        "What the checkpoint file is called, before the step number. Empty uses the model's name.",
+        kind="file_name",
+    )
+    subfolder: str = control(
+        "",
+        "Subfolder",
+        "A folder below the WebUI's checkpoints folder to write into.",
+        kind="file_name",
+    )
+    dtype: str = control(
+        "fp16",
+        "Saved number format",
+        "fp16 is half the size of fp32 and what most checkpoints use; source keeps each "
+        "tensor as it was in the checkpoint that the model came from.",
+        choices=SAVE_DTYPE_CHOICES,
+    )
+    use_ema: bool = control(
+        True,
+        "Save EMA weights",
+        "Writes the running average instead of the weights of the last step, if there is one.",
+    )
+
+
+@dataclass(kw_only=True)
+class CompareConfig:
+    """Draw the same pictures with several checkpoints, side by side on one sheet."""
+
+    model: str = control(REQUIRED, "Model", "The model whose checkpoints to compare.", kind="model")
+    checkpoints: list[str] = control(
+        [],
+        "Checkpoints",
+        "The checkpoints to compare. None given compares all saved ones of the model. The model "
+        "as it was created is always the first.",
+        kind="checkpoint",
+    )
+    prompts: list[str] = control(
+        [],
+        "Prompts",
+        "What to draw. None given takes prompts with the instance token, in a new setting and of "
+        "the class alone, from the last run's concepts.",
+        kind="prompt",
+    )
+    negative_prompt: str = control(
+        "", "Negative prompt", "What the pictures should not show.", kind="prompt"
+    )
+    seeds_per_prompt: int = control(
+        2,
+        "Pictures per prompt",
+        "How many pictures each checkpoint draws of each prompt; all draw from the same seeds.",
+        minimum=1,
+        maximum=100,
+        step=1,
+        unit="pictures",
+    )
+    seed: int = control(
+        420420,
+        "Seed",
+        "The first picture's seed; each further one takes the next.",
+        minimum=0,
+        maximum=MAX_SEED,
+        step=1,
+    )
+    steps: int = control(
+        25,
+        "Sampling steps",
+        "Denoising steps per picture.",
+        minimum=1,
+        maximum=500,
+        step=1,
+        unit="steps",
+    )
+    cfg_scale: float = control(
+        7.0,
+        "CFG scale",
+        "How closely pictures follow the prompt. 1 does not push at all.",
+        minimum=1.0,
+        maximum=30.0,
+        step=0.5,
+    )
+    sampler: str = control("dpm++_2m", "Sampler", "The method that denoises.", choices=SAMPLERS)
+    subject: str = control(
+        "",
+        "Subject to measure",
+        "For the built-in small world only: the subject whose likeness is measured in each "
+        "picture. Empty measures nothing.",
+    )
+    output: str = control(
+        "",
+        "Output folder",
+        "Where the sheet and its numbers go. Empty is the model's samples folder.",
+        kind="new_folder",
+    )
+
+
+JobConfig = CreateConfig | TrainConfig | SampleConfig | SaveConfig | CompareConfig
+
+JOB_CONFIGS: dict[str, type[JobConfig]] = {
+    "create": CreateConfig,
+    "train": TrainConfig,
+    "class-images": TrainConfig,
+    "sample": SampleConfig,
+    "save": SaveConfig,
+    "compare": CompareConfig,
+}

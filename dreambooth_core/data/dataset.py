@@ -1,0 +1,195 @@
+"""What every step of every epoch consists of: decided by (seed, epoch), looked up, not replayed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dreambooth_core.data.buckets import Size
+from dreambooth_core.data.chance import draw, permutation
+from dreambooth_core.data.examples import Example
+
+# Random crops come from this many evenly spaced places, so that each can be encoded once.
+RANDOM_CROP_POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An example as one epoch shows it."""
+
+    example: Example
+    prompt: str
+    flip: bool = False
+    crop: float = 0.5
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples of one bucket that go through the UNet together."""
+
+    bucket: Size
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """The micro-batches whose gradients make up one optimizer step."""
+
+    epoch: int
+    index: int
+    micro_batches: tuple[MicroBatch, ...]
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Return all samples of the step."""
+        return [s for micro_batch in self.micro_batches for s in micro_batch.samples]
+
+
+class TrainingSet:
+    """Instance and class examples arranged into epochs of steps.
+
+    An epoch shows each instance image exactly once: each bucket is shuffled and cut into batches
+    (a bucket's last one may be short, none is dropped), the batches are shuffled, and
+    `gradient_accumulation_steps` of them make a step (the last may hold fewer). Every full
+    instance batch brings `class_batch_size` class images, a short one its share, rounded up. They
+    come from a cycle of their own that runs on from epoch to epoch and shows every class image
+    once before any twice; they join the step's instance batch of their bucket if it has room, and
+    form batches of their own otherwise.
+    """
+
+    def __init__(
+        self,
+        instances: Sequence[Example],
+        classes: Sequence[Example] = (),
+        *,
+        seed: int,
+        batch_size: int = 1,
+        class_batch_size: int = 0,
+        gradient_accumulation_steps: int = 1,
+        horizontal_flip: bool = False,
+        random_crop: bool = False,
+        caption_dropout: float = 0.0,
+    ) -> None:
+        """Keep the examples and the arrangement; `class_batch_size` 0 means `batch_size`."""
+        if not instances:
+            raise ValueError("a training set needs at least one instance example")
+        self.instances = tuple(instances)
+        self.classes = tuple(classes)
+        self.seed = seed
+        self.batch_size = batch_size
+        self.class_batch_size = (class_batch_size or batch_size) if classes else 0
+        self.accumulation = gradient_accumulation_steps
+        self.horizontal_flip = horizontal_flip
+        self.random_crop = random_crop
+        self.caption_dropout = caption_dropout
+        self._buckets = _by_bucket(self.instances)
+        counts = [len(members) for members in self._buckets.values()]
+        sizes = [size for count in counts for size in _cut_sizes(count, batch_size)]
+        self._batches_per_epoch = len(sizes)
+        self._classes_per_epoch = sum(map(self._class_count, sizes))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of optimizer steps of an epoch; the same for every epoch."""
+        return -(-self._batches_per_epoch // self.accumulation)
+
+    def epoch_batches(self, epoch: int) -> list[StepBatch]:
+        """Return the steps of epoch `epoch` (from 0), in order."""
+        batches = self._instance_batches(epoch)
+        classes_used = epoch * self._classes_per_epoch
+        steps: list[StepBatch] = []
+        for start in range(0, len(batches), self.accumulation):
+            group = batches[start : start + self.accumulation]
+            wanted = sum(self._class_count(len(batch)) for batch in group)
+            drawn = [self._class_index(classes_used + k) for k in range(wanted)]
+            steps.append(self._step(epoch, len(steps), group, classes_used, drawn))
+            classes_used += wanted
+        return steps
+
+    def variants(self) -> list[Sample]:
+        """Return every form in which a picture can appear: all that has to be encoded."""
+        flips = (False, True) if self.horizontal_flip else (False,)
+        crops = RANDOM_CROP_POSITIONS if self.random_crop else (0.5,)
+        return [
+            Sample(example, example.prompt, flip, crop)
+            for example in (*self.instances, *self.classes)
+            for flip in flips
+            for crop in crops
+        ]
+
+    def _class_count(self, instance_count: int) -> int:
+        return -(-self.class_batch_size * instance_count // self.batch_size)
+
+    def _instance_batches(self, epoch: int) -> list[list[int]]:
+        """Return the epoch's instance batches as lists of instance numbers."""
+        batches = []
+        for bucket, members in self._buckets.items():
+            order = permutation(self.seed, "instance order", f"{epoch}/{bucket}", len(members))
+            shuffled = [members[index] for index in order]
+            batches.extend(_cut(shuffled, self.batch_size))
+        order = permutation(self.seed, "batch order", str(epoch), len(batches))
+        return [batches[index] for index in order]
+
+    def _class_index(self, position: int) -> int:
+        cycle, index = divmod(position, len(self.classes))
+        return permutation(self.seed, "class order", str(cycle), len(self.classes))[index]
+
+    def _step(
+        self,
+        epoch: int,
+        index: int,
+        instance_batches: list[list[int]],
+        first_class_position: int,
+        class_indices: list[int],
+    ) -> StepBatch:
+        """Return the step with its class samples joined to the instance batches where they fit."""
+        batches = [
+            [self._sample(self.instances[number], "instance", epoch, number) for number in batch]
+            for batch in instance_batches
+        ]
+        room = self.batch_size + self.class_batch_size
+        for offset, number in enumerate(class_indices):
+            position = first_class_position + offset
+            sample = self._sample(self.classes[number], "class", 0, position)
+            _join(batches, sample, room)
+        micro_batches = [MicroBatch(batch[0].example.bucket, tuple(batch)) for batch in batches]
+        return StepBatch(epoch, index, tuple(micro_batches))
+
+    def _sample(self, example: Example, kind: str, epoch: int, number: int) -> Sample:
+        """Return the example with the flip, crop and caption dropout of this appearance."""
+        address = (kind, epoch, number)
+        flip = self.horizontal_flip and draw(self.seed, "flip", *address) < 0.5
+        crop = 0.5
+        if self.random_crop:
+            place = int(draw(self.seed, "crop", *address) * len(RANDOM_CROP_POSITIONS))
+            crop = RANDOM_CROP_POSITIONS[place]
+        dropped = (
+            not example.is_class
+            and draw(self.seed, "caption dropout", *address) < self.caption_dropout
+        )
+        return Sample(example, "" if dropped else example.prompt, flip, crop)
+
+
+def _by_bucket(examples: Sequence[Example]) -> dict[Size, list[int]]:
+    buckets: dict[Size, list[int]] = defaultdict(list)
+    for number, example in enumerate(examples):
+        buckets[example.bucket].append(number)
+    return dict(sorted(buckets.items()))
+
+
+def _cut(items: list[int], size: int) -> list[list[int]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _cut_sizes(count: int, size: int) -> list[int]:
+    return [len(part) for part in _cut(list(range(count)), size)]
+
+
+def _join(batches: list[list[Sample]], sample: Sample, room: int) -> None:
+    """Add a class sample to the first batch of its bucket that has room, else start a new one."""
+    for batch in batches:
+        if batch[0].example.bucket == sample.example.bucket and len(batch) < room:
+            batch.append(sample)
+            return
+    batches.append([sample])

@@ -1,0 +1,125 @@
+"""From samples to tensors: encode once, then batches of latents, prompts and weights.
+
+Shapes: B examples, C latent channels, h w latent, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dreambooth_core.data.cache import LatentCache, Latents, latent_key
+from dreambooth_core.data.dataset import MicroBatch, Sample
+from dreambooth_core.data.images import fit_to_bucket, open_image
+from dreambooth_core.errors import NonFiniteError
+
+Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Pixels (B,3,H,W) in -1..1 to latent mean and standard deviation, each (B,C,h,w), scaled."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch as tensors on the CPU."""
+
+    latents_mean: Tensor  # (B,C,h,w)
+    latents_deviation: Tensor  # (B,C,h,w)
+    prompts: list[str]
+    weights: Tensor  # (B,)
+    is_class: Tensor  # (B,) bool
+
+    def latents(self, generator: torch.Generator) -> Tensor:
+        """Return a draw from each picture's posterior, mean + deviation * N(0, 1), (B,C,h,w)."""
+        mean = self.latents_mean.to(generator.device)
+        draw = torch.randn(mean.shape, generator=generator, device=generator.device)
+        return mean + self.latents_deviation.to(generator.device) * draw
+
+
+class LatentSource:
+    """Encodes pictures through `encode` the first time and serves them from the cache after."""
+
+    def __init__(self, cache: LatentCache, encode: Encode, vae_hash: str) -> None:
+        """Keep the cache, the encoder and the hash of the VAE that the encoder uses."""
+        self.cache = cache
+        self._encode = encode
+        self._vae_hash = vae_hash
+
+    def fill(
+        self,
+        samples: Sequence[Sample],
+        *,
+        batch_size: int = 1,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> int:
+        """Encode what the cache lacks of `samples` and return how many that were.
+
+        `on_progress(done, total)` counts all samples. Samples of one bucket are encoded
+        `batch_size` at a time. Once all of `TrainingSet.variants()` are in, the encoder is no
+        longer needed.
+        """
+        missing = self._missing(samples)
+        done = len(samples) - sum(map(len, missing.values()))
+        encoded = 0
+        for members in missing.values():
+            for start in range(0, len(members), batch_size):
+                part = members[start : start + batch_size]
+                self._encode_samples(part)
+                encoded += len(part)
+                if on_progress is not None:
+                    on_progress(done + encoded, len(samples))
+        return encoded
+
+    def latents(self, sample: Sample) -> Latents:
+        """Return the latents of one sample, encoding it if the cache lacks it."""
+        key = self._key(sample)
+        cached = self.cache.get(key)
+        if cached is not None:
+            return cached
+        return self._encode_samples([sample])[0]
+
+    def batch(self, micro_batch: MicroBatch) -> Batch:
+        """Return a micro-batch as tensors."""
+        samples = micro_batch.samples
+        latents = [self.latents(sample) for sample in samples]
+        return Batch(
+            latents_mean=torch.stack([one.mean for one in latents]),
+            latents_deviation=torch.stack([one.deviation for one in latents]),
+            prompts=[sample.prompt for sample in samples],
+            weights=torch.tensor([sample.example.weight for sample in samples]),
+            is_class=torch.tensor([sample.example.is_class for sample in samples]),
+        )
+
+    def _missing(self, samples: Sequence[Sample]) -> dict[tuple[int, int], list[Sample]]:
+        missing: dict[tuple[int, int], list[Sample]] = defaultdict(list)
+        for sample in samples:
+            if self.cache.get(self._key(sample)) is None:
+                missing[sample.example.bucket].append(sample)
+        return missing
+
+    def _encode_samples(self, samples: Sequence[Sample]) -> list[Latents]:
+        pixels = torch.stack([_pixels(sample) for sample in samples])  # (B,3,H,W)
+        with torch.no_grad():
+            mean, deviation = (t.float().cpu() for t in self._encode(pixels))
+        latents = [Latents(*pair) for pair in zip(mean, deviation, strict=True)]
+        for sample, one in zip(samples, latents, strict=True):
+            if not bool(one.mean.isfinite().all() and one.deviation.isfinite().all()):
+                raise NonFiniteError(
+                    f"The VAE turned {sample.example.path} into values that are not finite.",
+                    remedy="Use a model with an intact VAE.",
+                )
+            self.cache.put(self._key(sample), one.mean, one.deviation)
+        return latents
+
+    def _key(self, sample: Sample) -> str:
+        example = sample.example
+        return latent_key(
+            example.file_hash, example.bucket, sample.flip, sample.crop, self._vae_hash
+        )
+
+
+def _pixels(sample: Sample) -> Tensor:
+    image = open_image(sample.example.path)
+    return fit_to_bucket(image, sample.example.bucket, sample.crop, flip=sample.flip)

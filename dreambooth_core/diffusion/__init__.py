@@ -1,0 +1,1 @@
+"""Diffusion formulas as pure tensor functions: no I/O, no configuration objects."""

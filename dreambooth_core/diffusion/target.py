@@ -1,0 +1,45 @@
+"""What the UNet is asked to predict. Shapes: B, C, h, w latents; B timesteps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from dreambooth_core.diffusion.schedule import signal_and_noise_scale
+
+
+def epsilon_target(
+    latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor
+) -> Tensor:
+    """Return the noise itself, (B,C,h,w): Ho et al. 2020 (arXiv 2006.11239), eq. 14."""
+    return noise
+
+
+def v_target(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
+    """Return v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x_0, (B,C,h,w).
+
+    Source: Salimans & Ho 2022 (arXiv 2202.00512), section 4.
+    """
+    signal, sigma = signal_and_noise_scale(alphas_cumprod, timesteps, latents)
+    return signal * noise - sigma * latents
+
+
+TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": epsilon_target,
+    "v_prediction": v_target,
+}
+
+
+def target(
+    prediction_type: str,
+    latents: Tensor,
+    noise: Tensor,
+    alphas_cumprod: Tensor,
+    timesteps: Tensor,
+) -> Tensor:
+    """Return the training target (B,C,h,w) of `prediction_type`, one of `TARGETS`."""
+    if prediction_type not in TARGETS:
+        known = ", ".join(TARGETS)
+        raise ValueError(f"prediction_type is {prediction_type!r}; known are {known}")
+    return TARGETS[prediction_type](latents, noise, alphas_cumprod, timesteps)

@@ -1,0 +1,142 @@
+"""From files to networks: each weight is read, cast and put in place before the next one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+from transformers import CLIPTokenizer
+
+from dreambooth_core.checkpoint.file import CheckpointReader
+from dreambooth_core.errors import CheckpointError
+from dreambooth_core.families.base import Components, Config, Family, Weights
+from dreambooth_core.job.workspace import ModelFolder
+
+WEIGHTS_FILES = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+}
+CONFIG_FILES = {"scheduler": "scheduler_config.json"}
+
+
+def weights_file(folder: ModelFolder, component: str) -> Path:
+    """Return where a component's weights lie."""
+    return folder.component(component) / WEIGHTS_FILES[component]
+
+
+def config_file(folder: ModelFolder, component: str) -> Path:
+    """Return where a component's config lies."""
+    return folder.component(component) / CONFIG_FILES.get(component, "config.json")
+
+
+def kept_side_file(folder: ModelFolder) -> Path:
+    """Return where a model keeps its source's `.yaml`, if there was one."""
+    return folder.path / "source.yaml"
+
+
+def read_configs(folder: ModelFolder, family: Family) -> dict[str, Config]:
+    """Return the configs of a model's components; raises CheckpointError naming a bad file."""
+    configs = {}
+    for component in (*family.networks, "scheduler"):
+        path = config_file(folder, component)
+        try:
+            configs[component] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {error}.", remedy="Create the model again."
+            ) from error
+    return configs
+
+
+def load_folder(
+    family: Family,
+    folder: ModelFolder,
+    dtype: torch.dtype,
+    weights: Mapping[str, Weights],
+) -> Components:
+    """Load a created model, with `weights` in place of the base's where given."""
+    configs = read_configs(folder, family)
+    modules = {}
+    for component in family.networks:
+        overlay = weights.get(component, {})
+        module = family.build(component, configs[component])
+        _check_overlay(component, overlay, module)
+        with CheckpointReader(weights_file(folder, component)) as reader:
+            names = {target: target for target in module.state_dict()}
+            _fill(module, reader, names, dtype, overlay)
+        modules[component] = module
+    return _assemble(family, folder, modules, configs)
+
+
+def load_file(family: Family, folder: ModelFolder, path: Path, dtype: torch.dtype) -> Components:
+    """Load the weights of a single file into networks of the form of a created model's."""
+    configs = read_configs(folder, family)
+    modules = {}
+    with CheckpointReader(path) as reader:
+        pairs = family.key_map(reader.header, configs)
+        for component in family.networks:
+            module = family.build(component, configs[component])
+            names = {pair.target: pair.source for pair in pairs if pair.component == component}
+            _fill(module, reader, names, dtype, {})
+            modules[component] = module
+    return _assemble(family, folder, modules, configs)
+
+
+def _fill(
+    module: torch.nn.Module,
+    reader: CheckpointReader,
+    names: Mapping[str, str],
+    dtype: torch.dtype,
+    overlay: Weights,
+) -> None:
+    """Give every weight of a network on the meta device its memory and value."""
+    state = {}
+    for target, expected in module.state_dict().items():
+        if target in overlay:
+            state[target] = overlay[target].detach().to(dtype, copy=True)
+        else:
+            state[target] = reader.read(names[target]).to(dtype).reshape(expected.shape)
+    module.load_state_dict(state, strict=True, assign=True)
+    for name, buffer in list(module.named_buffers()):
+        if buffer.is_meta:
+            _restore_buffer(module, name, buffer)
+    module.eval()
+
+
+def _restore_buffer(module: torch.nn.Module, name: str, buffer: torch.Tensor) -> None:
+    """Give a buffer that no file holds its value: position ids are the only ones there are."""
+    owner, _, leaf = name.rpartition(".")
+    if leaf != "position_ids":
+        raise RuntimeError(f"no value is known for the buffer {name}")
+    positions = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+    module.get_submodule(owner).register_buffer(leaf, positions, persistent=False)
+
+
+def _check_overlay(component: str, overlay: Weights, module: torch.nn.Module) -> None:
+    expected = {key: weight.shape for key, weight in module.state_dict().items()}
+    for key, weight in overlay.items():
+        if expected.get(key) != weight.shape:
+            raise CheckpointError(
+                f"The trained weight {key} of {component} does not fit the model.",
+                remedy="The training state belongs to another model.",
+            )
+
+
+def _assemble(
+    family: Family,
+    folder: ModelFolder,
+    modules: Mapping[str, torch.nn.Module],
+    configs: Mapping[str, Config],
+) -> Components:
+    tokenizer = CLIPTokenizer.from_pretrained(folder.component("tokenizer"), local_files_only=True)
+    return Components(
+        family=family.name,
+        tokenizer=tokenizer,
+        noise_scheduler=DDPMScheduler.from_config(configs["scheduler"]),
+        prediction_type=configs["scheduler"]["prediction_type"],
+        **modules,
+    )

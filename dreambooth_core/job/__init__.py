@@ -1,0 +1,1 @@
+"""Jobs: folders, events, commands and the worker process. Standard library only."""

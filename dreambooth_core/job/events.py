@@ -1,0 +1,251 @@
+"""What a worker reports: one JSON line per event, appended to the run's `events.jsonl`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core.errors import NonFiniteError
+from dreambooth_core.job.storage import append_line
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run; `time` is set when the event is written (unix seconds)."""
+
+    time: float = field(default=0.0, kw_only=True, compare=False)
+
+
+@dataclass(frozen=True)
+class JobStarted(Event):
+    """The worker process is running."""
+
+    kind: str
+    model: str
+    run_id: str
+    pid: int
+    version: str
+
+
+@dataclass(frozen=True)
+class PhaseStarted(Event):
+    """A part of the job began; `total` is 0 where its length is not known."""
+
+    phase: str
+    total: int = 0
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class PhaseProgress(Event):
+    """A part of the job moved on."""
+
+    phase: str
+    done: int
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class PlanMade(Event):
+    """What the job is going to do, in words, before it does it."""
+
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class StepDone(Event):
+    """One optimizer update; `epoch` counts from 0, `step` from 1, memory is the peak so far."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    loss: float
+    loss_instance: float
+    loss_class: float | None = None
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    grad_norm: float = 0.0
+    steps_per_second: float = 0.0
+    eta_seconds: float = 0.0
+    memory_mb: float = 0.0
+
+
+@dataclass(frozen=True)
+class SampleSaved(Event):
+    """A picture was written."""
+
+    path: str
+    prompt: str
+    seed: int
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    """A checkpoint file was written; `size` in bytes."""
+
+    path: str
+    step: int
+    epoch: int
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class StateSaved(Event):
+    """A training state that a later run can resume from was written."""
+
+    path: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """Something worth reading; `level` is "info" or "warning"."""
+
+    level: str
+    message: str
+
+
+@dataclass(frozen=True)
+class JobFinished(Event):
+    """The job did all it was asked to."""
+
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JobStopped(Event):
+    """The job ended early because it was told to, and saved what it was asked to save."""
+
+    step: int
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JobFailed(Event):
+    """The job could not be done; `error` is the exception's class, `field` a setting's path."""
+
+    message: str
+    remedy: str = ""
+    field: str = ""
+    error: str = ""
+    exit_code: int = 1
+
+
+@dataclass(frozen=True)
+class UnknownEvent(Event):
+    """An event that this version does not know, kept as it was read."""
+
+    event: str
+    data: dict[str, Any]
+
+
+FINAL_EVENTS = (JobFinished, JobStopped, JobFailed)
+
+EVENT_TYPES: tuple[type[Event], ...] = (
+    JobStarted,
+    PhaseStarted,
+    PhaseProgress,
+    PlanMade,
+    StepDone,
+    SampleSaved,
+    CheckpointSaved,
+    StateSaved,
+    Notice,
+    JobFinished,
+    JobStopped,
+    JobFailed,
+)
+
+
+def event_name(cls: type[Event]) -> str:
+    """Return the name an event type has in the file: StepDone is "step_done"."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+_TYPE_OF_NAME = {event_name(cls): cls for cls in EVENT_TYPES}
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """Return the event as the JSON object of its line."""
+    values = dataclasses.asdict(event)
+    moment = values.pop("time")
+    if isinstance(event, UnknownEvent):
+        return {"time": moment, "event": event.event, **event.data}
+    return {"time": moment, "event": event_name(type(event)), **values}
+
+
+def from_json(line: Mapping[str, Any]) -> Event:
+    """Return the event of a parsed line; one that this version cannot read is an UnknownEvent."""
+    values = dict(line)
+    name, moment = str(values.pop("event", "")), float(values.pop("time", 0.0))
+    cls = _TYPE_OF_NAME.get(name)
+    if cls is not None:
+        try:
+            return cls(**values, time=moment)
+        except TypeError:
+            pass  # fields that this version does not have
+    return UnknownEvent(event=name, data=values, time=moment)
+
+
+class EventWriter:
+    """Appends events to a run's `events.jsonl`."""
+
+    def __init__(self, path: Path) -> None:
+        """Write to `path`, which is created with the first event."""
+        self.path = Path(path)
+
+    def emit(self, event: Event) -> None:
+        """Write one event as one line; raises NonFiniteError naming a number that is not finite."""
+        _refuse_non_finite(event)
+        stamped = dataclasses.replace(event, time=event.time or time.time())
+        append_line(self.path, json.dumps(to_json(stamped), allow_nan=False))
+
+
+def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
+    """Return the events written after byte `offset`, and the offset to go on from.
+
+    A last line without its end is left for the next call; a line torn by a crash is passed over.
+    """
+    lines, offset = read_lines(path, offset)
+    return [from_json(line) for line in lines], offset
+
+
+def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Return the whole JSON-object lines after byte `offset`, and the offset to go on from."""
+    try:
+        with Path(path).open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except FileNotFoundError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    parsed = (_parse(line) for line in whole.splitlines())
+    return [line for line in parsed if line is not None], offset + len(whole)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _refuse_non_finite(event: Event) -> None:
+    for name, value in dataclasses.asdict(event).items():
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        for key, number in inner:
+            if isinstance(number, float) and not math.isfinite(number):
+                where = f"{name}.{key}" if key else name
+                raise NonFiniteError(
+                    f"{where} is {number} in {event_name(type(event))}.",
+                    remedy="Lower the learning rate, or train with mixed precision bf16 or no.",
+                )

@@ -1,0 +1,239 @@
+"""Where everything lies: models, checkpoints, runs. Every path in the product is asked for here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core.errors import InputError, ModelNotFoundError
+from dreambooth_core.job.storage import atomic_write_json
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
+COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+MAX_NAME_LENGTH = 100
+_FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
+_WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+
+
+@dataclass
+class ModelInfo:
+    """What is remembered of a model, in its `model.json`."""
+
+    name: str
+    family: str
+    source: str
+    source_sha256: str = ""
+    prediction_type: str = "epsilon"
+    resolution: int = 512
+    dtype: str = "fp16"
+    created: str = ""
+    steps: int = 0
+    epochs: int = 0
+    last_run: str = ""
+    checkpoints: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The folder of one model, which need not exist yet."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The model's name, which is its folder's."""
+        return self.path.name
+
+    @property
+    def info_path(self) -> Path:
+        """What is remembered of the model; written last, so its presence means "complete"."""
+        return self.path / "model.json"
+
+    @property
+    def layout_path(self) -> Path:
+        """The source file's keys in order: [[key, dtype, shape], ...]."""
+        return self.path / "layout.json"
+
+    @property
+    def extras_path(self) -> Path:
+        """The source file's tensors that belong to no component."""
+        return self.path / "extras.safetensors"
+
+    @property
+    def states_dir(self) -> Path:
+        """Training states: `<run_id>/step_00000400/`."""
+        return self.path / "state"
+
+    @property
+    def class_images_dir(self) -> Path:
+        """Class pictures that we made."""
+        return self.path / "class_images"
+
+    @property
+    def cache_dir(self) -> Path:
+        """Latents kept between runs."""
+        return self.path / "cache"
+
+    @property
+    def samples_dir(self) -> Path:
+        """Preview and sample pictures."""
+        return self.path / "samples"
+
+    @property
+    def logging_dir(self) -> Path:
+        """TensorBoard logs and loss tables, one folder per run."""
+        return self.path / "logging"
+
+    def component(self, name: str) -> Path:
+        """Return the folder of a component such as "unet"."""
+        return self.path / name
+
+    def exists(self) -> bool:
+        """Whether the model was created completely."""
+        return self.info_path.is_file()
+
+    def require(self) -> None:
+        """Raise ModelNotFoundError, naming the models there are, if the model does not exist."""
+        if self.exists():
+            return
+        names = _model_names(self.path.parent)
+        known = f"The models here are: {', '.join(names)}." if names else "There are no models yet."
+        raise ModelNotFoundError(
+            f"There is no model {self.name!r} in {self.path.parent}.",
+            remedy=f"{known} Make one with: create --name {self.name} --source CHECKPOINT",
+        )
+
+    def read_info(self) -> ModelInfo:
+        """Return what is remembered; raises ModelNotFoundError or InputError naming the file."""
+        self.require()
+        try:
+            values = json.loads(self.info_path.read_text(encoding="utf-8"))
+            return ModelInfo(**values)
+        except (ValueError, TypeError, OSError) as error:
+            raise InputError(
+                f"{self.info_path} cannot be read: {error}.",
+                remedy="It may be damaged or from a newer version. Create the model again.",
+            ) from error
+
+    def write_info(self, info: ModelInfo) -> None:
+        """Write `model.json` in one step."""
+        atomic_write_json(self.info_path, dataclasses.asdict(info))
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder that holds `models/`: a WebUI's own folder, or one of ours."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        """Make the root absolute, so that a worker started elsewhere sees the same one."""
+        object.__setattr__(self, "root", Path(self.root).absolute())
+
+    @property
+    def models_dir(self) -> Path:
+        """The folder of models in training."""
+        return self.root / "models" / "dreambooth"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """The WebUI's folder of checkpoint files, where saved ones go."""
+        return self.root / "models" / "Stable-diffusion"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """The folder of runs."""
+        return self.models_dir / ".jobs"
+
+    def run_folder(self, run_id: str) -> Path:
+        """Return the folder of a run; raises InputError for an id that is no plain name."""
+        check_name(run_id, what="run")
+        return self.jobs_dir / run_id
+
+    def model(self, name: str) -> ModelFolder:
+        """Return the folder of a model, existing or not; raises InputError for a bad name."""
+        check_name(name)
+        return ModelFolder(self.models_dir / name)
+
+    def models(self) -> list[ModelInfo]:
+        """Return all complete models by name."""
+        return [
+            ModelFolder(self.models_dir / name).read_info()
+            for name in _model_names(self.models_dir)
+        ]
+
+    def find_checkpoint(self, text: str) -> Path:
+        """Return the file meant by a path, a name in the checkpoints folder, or a name's stem.
+
+        A hash as the WebUI shows it ("model.safetensors [0a1b2c3d4e]") may follow. Raises
+        InputError if no file or more than one is meant.
+        """
+        wanted = re.sub(r"\s*\[[0-9a-fA-F]+\]$", "", text.strip())
+        if not wanted:
+            raise InputError("No checkpoint was named.", remedy="Give a file or a file's name.")
+        for candidate in (Path(wanted).expanduser(), self.checkpoints_dir / wanted):
+            if candidate.is_file():
+                return candidate.absolute()
+        found = [p for p in self.checkpoints() if wanted in _names_of(p, self.checkpoints_dir)]
+        if len(found) == 1:
+            return found[0]
+        raise self._no_checkpoint(wanted, found)
+
+    def checkpoints(self) -> list[Path]:
+        """Return all checkpoint files in the checkpoints folder and below, sorted."""
+        files = self.checkpoints_dir.rglob("*")
+        return sorted(p for p in files if p.suffix.lower() in CHECKPOINT_SUFFIXES and p.is_file())
+
+    def _no_checkpoint(self, wanted: str, found: list[Path]) -> InputError:
+        if found:
+            listed = ", ".join(str(p.relative_to(self.checkpoints_dir)) for p in found)
+            return InputError(
+                f"{wanted!r} could mean several checkpoints: {listed}.",
+                remedy="Give the path as listed.",
+            )
+        names = [p.name for p in self.checkpoints()]
+        close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+        remedy = f"Did you mean {', '.join(close)}?" if close else "Give the path of a checkpoint."
+        return InputError(
+            f"There is no checkpoint file {wanted!r}, neither as a path nor in"
+            f" {self.checkpoints_dir}.",
+            remedy=remedy,
+        )
+
+
+def check_name(name: str, what: str = "model") -> None:
+    """Raise InputError unless `name` can be a folder's name on Linux and on Windows."""
+    reason = ""
+    if not name.strip():
+        reason = "is empty"
+    elif _FORBIDDEN.search(name):
+        reason = (
+            r'holds a slash or another character that folder names cannot have (< > : " / \ | ? *)'
+        )
+    elif name != name.strip() or name.endswith(".") or name.startswith("."):
+        reason = "begins or ends with a dot or a space"
+    elif _WINDOWS_DEVICES.fullmatch(name):
+        reason = "is a name that Windows keeps for a device"
+    elif len(name) > MAX_NAME_LENGTH:
+        reason = f"is longer than {MAX_NAME_LENGTH} characters"
+    if reason:
+        shown = name if len(name) <= MAX_NAME_LENGTH else name[:20] + "..."
+        raise InputError(
+            f"The {what} name {shown!r} {reason}.",
+            remedy="Use letters, digits, spaces, dots, dashes and underscores.",
+            field="name",
+        )
+
+
+def _model_names(models_dir: Path) -> list[str]:
+    return sorted(p.parent.name for p in models_dir.glob("[!.]*/model.json"))
+
+
+def _names_of(path: Path, folder: Path) -> tuple[Any, ...]:
+    relative = path.relative_to(folder)
+    return path.name, path.stem, relative.as_posix(), relative.with_suffix("").as_posix()

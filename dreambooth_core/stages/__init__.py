@@ -1,0 +1,1 @@
+"""The jobs, each from its settings to its result."""

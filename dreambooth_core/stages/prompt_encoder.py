@@ -1,0 +1,63 @@
+"""Prompts to what the UNet reads: anew in every step while the text encoder learns, once after.
+
+Shapes: B examples, T tokens, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dreambooth_core.families import FAMILIES
+from dreambooth_core.families.base import Components, Conditioning
+
+
+class PromptEncoder:
+    """Encodes prompts with a model's text encoder."""
+
+    def __init__(self, components: Components, clip_skip: int) -> None:
+        """Encode anew on every call, with gradients, until `freeze` is called."""
+        self._components = components
+        self._family = FAMILIES[components.family]
+        self._clip_skip = clip_skip
+        self._frozen = False
+        self._encoded: dict[tuple[str, str], Conditioning] = {}
+
+    def __call__(self, prompts: Sequence[str]) -> Conditioning:
+        """Return the conditioning of the prompts, one row each, (B,T,D)."""
+        if not self._frozen:
+            return self._encode(prompts)
+        rows = {prompt: self._remembered(prompt) for prompt in prompts}
+        longest = max(rows, key=lambda prompt: _tokens(rows[prompt]))
+        for prompt, row in rows.items():
+            if _tokens(row) < _tokens(rows[longest]):
+                rows[prompt] = self._remembered(prompt, beside=longest)
+        return Conditioning.cat([rows[prompt] for prompt in prompts])
+
+    def freeze(self, prompts: Sequence[str] = ()) -> None:
+        """Encode each distinct prompt once from now on, `prompts` at once.
+
+        To be called when the text encoder has stopped changing.
+        """
+        self._frozen = True
+        for prompt in prompts:
+            self._remembered(prompt)
+
+    def _encode(self, prompts: Sequence[str]) -> Conditioning:
+        return self._family.encode_prompts(
+            self._components, list(prompts), clip_skip=self._clip_skip
+        )
+
+    @torch.no_grad()
+    def _remembered(self, prompt: str, beside: str = "") -> Conditioning:
+        """Return one row; a longer prompt `beside` it makes the row as long as that one's."""
+        # Otherwise alone, so that the result does not depend on the prompt's first neighbours.
+        key = (prompt, beside)
+        if key not in self._encoded:
+            self._encoded[key] = self._encode([prompt, beside] if beside else [prompt])[:1]
+        return self._encoded[key]
+
+
+def _tokens(row: Conditioning) -> int:
+    return row.encoder_hidden_states.shape[1]

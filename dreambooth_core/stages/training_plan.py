@@ -1,0 +1,178 @@
+"""The arithmetic of a run, shown before it starts: how many steps, and what is written when.
+
+A *step* is one optimizer update; an *epoch* shows every instance image once. Steps and epochs that
+are done count from 1, so "every 10 epochs" means after the 10th, the 20th and so on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_core.config.schema import TrainConfig
+from dreambooth_core.errors import InputError
+from dreambooth_core.stages.save import checkpoint_path
+from dreambooth_core.stages.training_state import Progress
+
+LISTED_FILES = 3
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How long a run is and how its steps fall into epochs."""
+
+    instance_images: int
+    class_images: int
+    steps_per_epoch: int
+    start: Progress
+    total_steps: int
+    text_encoder_steps: int
+
+    def after(self, progress: Progress) -> Progress:
+        """Return the progress one step later."""
+        position = progress.position + 1
+        epoch_ended = position >= self.steps_per_epoch
+        return Progress(
+            step=progress.step + 1,
+            epoch=progress.epoch + epoch_ended,
+            position=0 if epoch_ended else position,
+        )
+
+
+@dataclass(frozen=True)
+class Due:
+    """What is to be written after a step."""
+
+    preview: bool
+    checkpoint: bool
+    state: bool
+
+
+def make_plan(
+    config: TrainConfig,
+    *,
+    instance_images: int,
+    class_images: int,
+    steps_per_epoch: int,
+    start: Progress,
+) -> TrainingPlan:
+    """Return the plan of a run that goes on from `start`; raises InputError if nothing is left."""
+    if start.position >= steps_per_epoch:  # the set of pictures shrank since the state was written
+        start = Progress(start.step, start.epoch + 1, 0)
+    left = (config.intervals.epochs - start.epoch) * steps_per_epoch - start.position
+    total_steps = start.step + left
+    field = "intervals.epochs"
+    if config.intervals.max_steps and config.intervals.max_steps < total_steps:
+        total_steps, field = config.intervals.max_steps, "intervals.max_steps"
+    if total_steps <= start.step:
+        raise InputError(
+            f"The state to resume from has {start.step} steps and {start.epoch} epochs done, which"
+            " is all that the settings ask for.",
+            remedy=f"Raise {field} to train on, or start a new run without resume.",
+            field=field,
+        )
+    return TrainingPlan(
+        instance_images=instance_images,
+        class_images=class_images,
+        steps_per_epoch=steps_per_epoch,
+        start=start,
+        total_steps=total_steps,
+        text_encoder_steps=text_encoder_steps(config, total_steps),
+    )
+
+
+def text_encoder_steps(config: TrainConfig, total_steps: int) -> int:
+    """Return how many steps, from the first, train the text encoder; all if it alone is trained."""
+    ratio = config.text_encoder.train_ratio
+    if ratio > 0 and not config.unet.train:
+        return total_steps
+    return min(total_steps, math.ceil(ratio * total_steps - 1e-9))  # 0.1 * 30 exceeds 3 a little
+
+
+def what_is_due(config: TrainConfig, progress: Progress) -> Due:
+    """Return what the intervals ask for after the step that led to `progress`."""
+
+    def due(every_steps: int, every_epochs: int) -> bool:
+        by_step = every_steps > 0 and progress.step % every_steps == 0
+        epoch_ended = progress.position == 0
+        return by_step or (epoch_ended and every_epochs > 0 and progress.epoch % every_epochs == 0)
+
+    saving, previews = config.saving, config.previews
+    return Due(
+        preview=due(previews.every_steps, previews.every_epochs),
+        checkpoint=due(saving.save_every_steps, saving.save_every_epochs),
+        state=due(0, saving.state_every_epochs),
+    )
+
+
+def checkpoint_file(config: TrainConfig, checkpoints_dir: Path, step: int) -> Path:
+    """Return where the checkpoint of a step goes; a file that is there is never written over."""
+    name, subfolder = config.saving.name or config.model, config.saving.subfolder
+    return checkpoint_path(checkpoints_dir, name, step, subfolder)
+
+
+def plan_lines(config: TrainConfig, plan: TrainingPlan, checkpoints_dir: Path) -> list[str]:
+    """Return the plan in words."""
+    lines = [_pictures_line(plan), _steps_line(config, plan)]
+    if plan.start.step:
+        lines.append(f"Goes on from step {plan.start.step}: {_steps_left(plan)} steps are left.")
+    lines.append(_parts_line(config, plan))
+    lines.append(_files_line(config, plan, checkpoints_dir))
+    return lines
+
+
+def planned_checkpoints(config: TrainConfig, plan: TrainingPlan) -> list[int]:
+    """Return the steps after which the plan writes a checkpoint."""
+    progress, steps = plan.start, []
+    while progress.step < plan.total_steps:
+        progress = plan.after(progress)
+        at_end = config.saving.save_at_end and progress.step == plan.total_steps
+        if at_end or what_is_due(config, progress).checkpoint:
+            steps.append(progress.step)
+    return steps
+
+
+def _steps_left(plan: TrainingPlan) -> int:
+    return plan.total_steps - plan.start.step
+
+
+def _pictures_line(plan: TrainingPlan) -> str:
+    if not plan.class_images:
+        return f"{plan.instance_images} instance images, no class images."
+    return (
+        f"{plan.instance_images} instance images and {plan.class_images} class images;"
+        " class images that are missing are made first."
+    )
+
+
+def _steps_line(config: TrainConfig, plan: TrainingPlan) -> str:
+    batch = config.batch
+    batches = f"in batches of {batch.batch_size}"
+    if batch.gradient_accumulation_steps > 1:
+        batches += f", {batch.gradient_accumulation_steps} batches a step,"
+    epochs = config.intervals.epochs
+    line = (
+        f"{plan.instance_images} images {batches} make {plan.steps_per_epoch} steps an epoch;"
+        f" {epochs} epochs make {epochs * plan.steps_per_epoch} steps"
+    )
+    limited = plan.total_steps == config.intervals.max_steps
+    return line + (f", ended after step {plan.total_steps}." if limited else ".")
+
+
+def _parts_line(config: TrainConfig, plan: TrainingPlan) -> str:
+    parts = ["the UNet"] if config.unet.train else []
+    steps = plan.text_encoder_steps
+    if steps:
+        share = "" if steps == plan.total_steps else f" (up to step {steps})"
+        parts.append(f"the text encoder{share}")
+    return f"Trains {' and '.join(parts)}."
+
+
+def _files_line(config: TrainConfig, plan: TrainingPlan, checkpoints_dir: Path) -> str:
+    paths = [checkpoint_file(config, checkpoints_dir, s) for s in planned_checkpoints(config, plan)]
+    if not paths:
+        return "Writes no checkpoint, only the state to resume from."
+    names = ", ".join(path.name for path in paths[:LISTED_FILES])
+    more = f" and {len(paths) - LISTED_FILES} more" if len(paths) > LISTED_FILES else ""
+    return f"Writes {names}{more} into {paths[0].parent}."

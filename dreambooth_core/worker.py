@@ -1,0 +1,122 @@
+"""The worker process: reads one `job.json`, runs its stage, reports every outcome as an event."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core import __version__
+from dreambooth_core.config.validate import check
+from dreambooth_core.errors import DreamboothError
+from dreambooth_core.job import lock
+from dreambooth_core.job.commands import COMMANDS_FILE, CommandReader
+from dreambooth_core.job.context import RunContext
+from dreambooth_core.job.events import (
+    Event,
+    EventWriter,
+    JobFailed,
+    JobFinished,
+    JobStarted,
+    JobStopped,
+)
+from dreambooth_core.job.launcher import model_lock_path
+from dreambooth_core.job.runs import Run, events_path, read_run
+from dreambooth_core.job.workspace import Workspace
+from dreambooth_core.recording import Recorder
+
+STAGES = {
+    "create": "dreambooth_core.stages.create",
+    "train": "dreambooth_core.stages.train",
+    "class-images": "dreambooth_core.stages.class_images",
+    "sample": "dreambooth_core.stages.sample",
+    "save": "dreambooth_core.stages.save",
+    "compare": "dreambooth_core.stages.compare",
+}
+
+BLOCKED_PACKAGES = ("xformers", "bitsandbytes", "flash_attn")
+
+
+def block_packages(names: Sequence[str]) -> None:
+    """Make packages look absent: a host's broken one would break the import of diffusers.
+
+    None in `sys.modules` is Python's own way to say so: an import raises ModuleNotFoundError and
+    `importlib.util.find_spec` returns None.
+    """
+    for name in names:
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the job in the folder given; return the exit code, which its final event tells too."""
+    folder = Path(arguments[0])
+    # Ctrl-C is for the process that shows the progress: it sends "stop".
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    block_packages(BLOCKED_PACKAGES)
+    writer = EventWriter(events_path(folder))
+    try:
+        run = read_run(folder)
+        final = run_job(run, folder, writer)
+    except BaseException as error:
+        traceback.print_exc()
+        final = failure(error)
+    writer.emit(final)
+    return final.exit_code if isinstance(final, JobFailed) else 0
+
+
+def run_job(run: Run, folder: Path, writer: EventWriter) -> Event:
+    """Run the job's stage and return the final event; the model's lock is released at the end."""
+    workspace = Workspace(run.root)
+    try:
+        with Recorder(_record_folder(workspace, run)) as recorder:
+
+            def emit(event: Event) -> None:
+                writer.emit(event)
+                recorder.record(event)
+
+            emit(JobStarted(run.kind, run.model, run.run_id, os.getpid(), __version__))
+            check(run.config, workspace, run.kind)
+            commands = CommandReader(folder / COMMANDS_FILE)
+            stage = importlib.import_module(STAGES[run.kind])
+            context = RunContext(workspace, run.run_id, folder, emit, commands)
+            return outcome(stage.run(run.config, context))
+    finally:
+        lock.release(model_lock_path(workspace, run.model), run.run_id)
+
+
+def outcome(summary: dict[str, Any]) -> Event:
+    """Return the final event of a stage that returned its summary."""
+    if summary.get("stopped"):
+        return JobStopped(int(summary.get("step", 0)), summary)
+    return JobFinished(summary)
+
+
+def failure(error: BaseException) -> JobFailed:
+    """Return the final event of a job that raised: in plain words where the cause is known."""
+    name = type(error).__name__
+    if isinstance(error, DreamboothError):
+        return JobFailed(error.message, error.remedy, error.field, name, error.exit_code)
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError):
+        remedy = "Lower the batch size or the resolution, or keep gradient checkpointing on."
+        return JobFailed(f"Memory ran out: {error}", remedy, error=name)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" ({error.filename})" if error.filename else ""
+        return JobFailed(f"The disk is full{where}.", "Free some space and resume.", error=name)
+    message = f"Something that should not happen did: {name}: {error}"
+    return JobFailed(message, "The log of the run has the details.", error=name)
+
+
+def _record_folder(workspace: Workspace, run: Run) -> Path | None:
+    if run.kind != "train":
+        return None
+    return workspace.model(run.model).logging_dir / run.run_id
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,219 @@
+"""Epochs without replacement, decided by (seed, epoch), exact counts and weights."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dreambooth_core.data.dataset import RANDOM_CROP_POSITIONS, StepBatch, TrainingSet
+from dreambooth_core.data.examples import Example
+
+SQUARE, WIDE, TALL = (64, 64), (96, 48), (48, 96)
+
+
+def examples(count: int, *, is_class: bool = False, buckets: int = 1) -> list[Example]:
+    """Return examples spread over the first `buckets` buckets in turn."""
+    shapes = (SQUARE, WIDE, TALL)
+    kind = "class" if is_class else "instance"
+    return [
+        Example(
+            path=Path(f"{kind}{number}.png"),
+            prompt=f"{kind} {number}",
+            bucket=shapes[number % buckets],
+            weight=0.75 if is_class else 1.0,
+            is_class=is_class,
+        )
+        for number in range(count)
+    ]
+
+
+def names(steps: list[StepBatch], *, is_class: bool) -> list[str]:
+    """Return the pictures that steps show, in order."""
+    samples = [sample for step in steps for sample in step.samples]
+    return [s.example.path.stem for s in samples if s.example.is_class == is_class]
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(1, 23),
+    buckets=st.integers(1, 3),
+    batch_size=st.integers(1, 5),
+    accumulation=st.integers(1, 4),
+    classes=st.integers(0, 9),
+    class_batch_size=st.integers(0, 4),
+    epoch=st.integers(0, 50),
+)
+def test_every_epoch_is_complete_and_exact(
+    count: int,
+    buckets: int,
+    batch_size: int,
+    accumulation: int,
+    classes: int,
+    class_batch_size: int,
+    epoch: int,
+) -> None:
+    """Each instance once, one bucket per micro-batch, sizes within limits, counts as announced."""
+    training_set = TrainingSet(
+        examples(count, buckets=buckets),
+        examples(classes, is_class=True, buckets=2),
+        seed=1,
+        batch_size=batch_size,
+        class_batch_size=class_batch_size,
+        gradient_accumulation_steps=accumulation,
+    )
+    steps = training_set.epoch_batches(epoch)
+    assert len(steps) == training_set.steps_per_epoch
+    shown = names(steps, is_class=False)
+    assert sorted(shown) == sorted(f"instance{number}" for number in range(count))
+    room = batch_size + (class_batch_size or batch_size) * bool(classes)
+    for number, step in enumerate(steps):
+        assert (step.epoch, step.index) == (epoch, number)
+        with_instances = [m for m in step.micro_batches if not m.samples[0].example.is_class]
+        assert 1 <= len(with_instances) <= accumulation
+        for micro_batch in step.micro_batches:
+            assert {s.example.bucket for s in micro_batch.samples} == {micro_batch.bucket}
+            assert len(micro_batch.samples) <= room
+        instance_count = sum(not s.example.is_class for s in step.samples)
+        class_count = len(step.samples) - instance_count
+        assert bool(class_count) == bool(classes)
+
+
+def test_steps_per_epoch_by_hand() -> None:
+    """7 square, 3 wide; batches of 2: 4 + 2 = 6; steps of 4 batches: 2, the last with 2."""
+    pictures = examples(7) + [e for e in examples(6, buckets=2) if e.bucket == WIDE]
+    training_set = TrainingSet(pictures, seed=0, batch_size=2, gradient_accumulation_steps=4)
+    assert training_set.steps_per_epoch == 2
+    steps = training_set.epoch_batches(0)
+    assert [len(step.micro_batches) for step in steps] == [4, 2]
+    sizes = Counter(len(m.samples) for step in steps for m in step.micro_batches)
+    assert sizes == {2: 4, 1: 2}
+
+
+def test_an_epoch_is_looked_up_not_replayed() -> None:
+    """Two objects, asked in different orders, agree."""
+    first, second = (
+        TrainingSet(
+            examples(7, buckets=2),
+            examples(5, is_class=True),
+            seed=5,
+            batch_size=2,
+            horizontal_flip=True,
+            random_crop=True,
+            caption_dropout=0.3,
+        )
+        for _ in range(2)
+    )
+    straight = [first.epoch_batches(epoch) for epoch in range(4)]
+    assert second.epoch_batches(3) == straight[3]
+    assert second.epoch_batches(1) == straight[1]
+
+
+def test_orders_differ_between_epochs_and_seeds() -> None:
+    """20 pictures: an equal order would be a 1 in 20! chance."""
+    orders = [
+        tuple(names(TrainingSet(examples(20), seed=seed).epoch_batches(epoch), is_class=False))
+        for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+    assert len(set(orders)) == 4
+
+
+def test_buckets_are_mixed_over_the_epoch() -> None:
+    """Batches of the two buckets alternate at random instead of coming one after the other."""
+    steps = TrainingSet(examples(20, buckets=2), seed=0).epoch_batches(0)
+    buckets = [step.micro_batches[0].bucket for step in steps]
+    changes = sum(left != right for left, right in itertools.pairwise(buckets))
+    assert 4 <= changes <= 15
+
+
+@pytest.mark.parametrize("classes", [1, 3, 7, 12])
+def test_class_images_run_in_their_own_cycle(classes: int) -> None:
+    """Over any stretch from the start, no class image is shown twice before all were shown once."""
+    training_set = TrainingSet(
+        examples(5), examples(classes, is_class=True), seed=3, batch_size=2, class_batch_size=2
+    )
+    steps = [step for epoch in range(12) for step in training_set.epoch_batches(epoch)]
+    shown = names(steps, is_class=True)
+    assert len(shown) == 12 * 5
+    for start in range(0, len(shown) - classes + 1, classes):
+        assert len(set(shown[start : start + classes])) == classes
+
+
+def test_class_share_of_full_and_short_batches() -> None:
+    """5 pictures in batches of 2 with 3 class images: 3, 3 and, for the half batch, 2."""
+    training_set = TrainingSet(
+        examples(5), examples(9, is_class=True), seed=0, batch_size=2, class_batch_size=3
+    )
+    counts = Counter(
+        (sum(not s.example.is_class for s in step.samples), len(step.samples))
+        for step in training_set.epoch_batches(0)
+    )
+    assert counts == {(2, 5): 2, (1, 3): 1}
+
+
+def test_class_images_join_their_bucket_or_stand_alone() -> None:
+    """Wide instances, square class images: own micro-batch in the same step; else together."""
+    wide = [e for e in examples(4, buckets=2) if e.bucket == WIDE]
+    apart = TrainingSet(wide, examples(4, is_class=True), seed=0, batch_size=2)
+    (step,) = apart.epoch_batches(0)
+    assert [m.bucket for m in step.micro_batches] == [WIDE, SQUARE]
+    assert [len(m.samples) for m in step.micro_batches] == [2, 2]
+    together = TrainingSet(examples(2), examples(4, is_class=True), seed=0, batch_size=2)
+    (step,) = together.epoch_batches(0)
+    assert [len(m.samples) for m in step.micro_batches] == [4]
+
+
+def test_flip_is_half_of_the_time_and_anew_each_epoch() -> None:
+    """1000 appearances, within 5 standard deviations; both forms of each picture occur."""
+    training_set = TrainingSet(examples(10), seed=0, horizontal_flip=True)
+    samples = [
+        s for e in range(100) for step in training_set.epoch_batches(e) for s in step.samples
+    ]
+    assert abs(sum(s.flip for s in samples) - 500) < 80
+    assert len({(s.example.path, s.flip) for s in samples}) == 20
+    assert len(training_set.variants()) == 20
+
+
+def test_random_crop_uses_all_positions_and_center_only_the_middle() -> None:
+    """What appears is exactly what variants() announces for encoding."""
+    for random_crop, positions in ((True, RANDOM_CROP_POSITIONS), (False, (0.5,))):
+        training_set = TrainingSet(examples(4), seed=0, random_crop=random_crop)
+        steps = [s for epoch in range(60) for s in training_set.epoch_batches(epoch)]
+        shown = {(s.example.path, s.crop) for step in steps for s in step.samples}
+        announced = {(s.example.path, s.crop) for s in training_set.variants()}
+        assert shown == announced
+        assert {crop for _, crop in shown} == set(positions)
+
+
+def test_class_images_flip_too() -> None:
+    """Each appearance of a class image decides anew."""
+    training_set = TrainingSet(
+        examples(4), examples(2, is_class=True), seed=0, horizontal_flip=True
+    )
+    steps = [s for epoch in range(30) for s in training_set.epoch_batches(epoch)]
+    shown = {(s.example.path, s.flip) for step in steps for s in step.samples if s.example.is_class}
+    assert len(shown) == 4
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
+def test_caption_dropout_empties_that_share_of_instance_prompts(rate: float) -> None:
+    """1000 appearances, within 5 standard deviations; class prompts are never dropped."""
+    training_set = TrainingSet(
+        examples(10), examples(3, is_class=True), seed=0, caption_dropout=rate
+    )
+    samples = [
+        s for e in range(100) for step in training_set.epoch_batches(e) for s in step.samples
+    ]
+    dropped = sum(s.prompt == "" for s in samples if not s.example.is_class)
+    assert abs(dropped - 1000 * rate) <= 5 * (1000 * rate * (1 - rate)) ** 0.5
+    assert all(s.prompt == s.example.prompt for s in samples if s.example.is_class)
+
+
+def test_no_instances_is_an_error() -> None:
+    """Class images alone are no training set."""
+    with pytest.raises(ValueError, match="at least one instance"):
+        TrainingSet([], examples(2, is_class=True), seed=0)

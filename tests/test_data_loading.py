@@ -1,0 +1,149 @@
+"""From samples to tensors: each picture encoded once, batches in the samples' order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dreambooth_core.data.cache import LatentCache
+from dreambooth_core.data.dataset import MicroBatch, Sample, TrainingSet
+from dreambooth_core.data.examples import Example
+from dreambooth_core.data.images import file_hash
+from dreambooth_core.data.loading import Batch, LatentSource
+from dreambooth_core.diffusion.noise import stream
+from dreambooth_core.errors import NonFiniteError
+
+
+class Encoder:
+    """Stands in for the VAE: mean = 8x8 average of each colour, deviation = 0.1; counts calls."""
+
+    def __init__(self) -> None:
+        """No calls yet."""
+        self.batches: list[tuple[int, ...]] = []
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (B,3,H/8,W/8) twice."""
+        self.batches.append(tuple(pixels.shape))
+        mean = torch.nn.functional.avg_pool2d(pixels, 8)
+        return mean, torch.full_like(mean, 0.1)
+
+
+def example(path: Path, colors: tuple[str, str], **settings: object) -> Example:
+    """Write a 64x32 picture with a left and a right colour and return it as an example."""
+    image = Image.new("RGB", (64, 32), colors[0])
+    image.paste(colors[1], (32, 0, 64, 32))
+    image.save(path)
+    base = Example(path, f"prompt of {path.stem}", (32, 16), file_hash=file_hash(path))
+    return replace(base, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Example]:
+    """Two instance pictures and a class picture in one bucket."""
+    return [
+        example(tmp_path / "a.png", ("black", "white")),
+        example(tmp_path / "b.png", ("white", "white")),
+        example(tmp_path / "c.png", ("black", "black"), is_class=True, weight=0.75),
+    ]
+
+
+def test_a_batch_holds_what_its_samples_say(pictures: list[Example]) -> None:
+    """Order, prompts, weights, class marks; black is -1 and white 1; flip mirrors."""
+    samples = [Sample(one, one.prompt) for one in pictures] + [Sample(pictures[0], "", flip=True)]
+    source = LatentSource(LatentCache(), Encoder(), "vae")
+    batch = source.batch(MicroBatch((32, 16), tuple(samples)))
+    assert batch.latents_mean.shape == batch.latents_deviation.shape == (4, 3, 2, 4)
+    rows = batch.latents_mean[:, 0, 0, :]
+    expected = [[-1, -1, 1, 1], [1, 1, 1, 1], [-1, -1, -1, -1], [1, 1, -1, -1]]
+    assert (rows.round().tolist()) == expected
+    assert batch.prompts == ["prompt of a", "prompt of b", "prompt of c", ""]
+    assert batch.weights.tolist() == [1.0, 1.0, 0.75, 1.0]
+    assert batch.is_class.tolist() == [False, False, True, False]
+
+
+def test_fill_encodes_each_variant_once_in_batches(pictures: list[Example]) -> None:
+    """3 pictures x 2 flips in batches of 4: 4 + 2; nothing again, the encoder is then unused."""
+    encoder, progress = Encoder(), []
+    source = LatentSource(LatentCache(), encoder, "vae")
+    training_set = TrainingSet(pictures[:2], pictures[2:], seed=0, horizontal_flip=True)
+    variants = training_set.variants()
+    count = source.fill(variants, batch_size=4, on_progress=lambda *x: progress.append(x))
+    assert count == 6
+    assert encoder.batches == [(4, 3, 16, 32), (2, 3, 16, 32)]
+    assert progress == [(4, 6), (6, 6)]
+    assert source.fill(variants) == 0
+    for epoch in range(5):
+        for step in training_set.epoch_batches(epoch):
+            for micro_batch in step.micro_batches:
+                source.batch(micro_batch)
+    assert len(encoder.batches) == 2
+
+
+def test_random_crops_are_all_encoded_ahead(pictures: list[Example]) -> None:
+    """Five positions per picture; the left crop of a black and white picture is black."""
+    square = [replace(one, bucket=(16, 16)) for one in pictures]
+    encoder = Encoder()
+    source = LatentSource(LatentCache(), encoder, "vae")
+    training_set = TrainingSet(square, seed=0, random_crop=True)
+    assert source.fill(training_set.variants(), batch_size=100) == 15
+    left = source.latents(Sample(square[0], "", crop=0.0)).mean
+    right = source.latents(Sample(square[0], "", crop=1.0)).mean
+    assert left.mean().item() == pytest.approx(-1, abs=0.02)  # Lanczos sees across the cut
+    assert right.mean().item() == pytest.approx(1, abs=0.02)
+    assert len(encoder.batches) == 1
+
+
+def test_an_edited_picture_is_encoded_again(tmp_path: Path) -> None:
+    """The key is the content: the same name with other bytes is another entry on disk."""
+    cache_folder, encoder = tmp_path / "cache", Encoder()
+    for colors in (("black", "black"), ("white", "white"), ("black", "black")):
+        one = example(tmp_path / "a.png", colors)
+        source = LatentSource(LatentCache(cache_folder), encoder, "vae")
+        value = source.latents(Sample(one, "")).mean.mean().item()
+        assert value == pytest.approx(-1 if colors[0] == "black" else 1)
+    assert len(encoder.batches) == 2
+    LatentSource(LatentCache(cache_folder), encoder, "other").latents(Sample(one, ""))
+    assert len(encoder.batches) == 3
+
+
+def test_a_damaged_file_is_encoded_again_and_listed(
+    tmp_path: Path, pictures: list[Example]
+) -> None:
+    """The caller can tell the person which files were made anew."""
+    samples = [Sample(one, "") for one in pictures]
+    LatentSource(LatentCache(tmp_path / "cache"), Encoder(), "vae").fill(samples)
+    victim = sorted((tmp_path / "cache").iterdir())[1]
+    victim.write_bytes(victim.read_bytes()[:-3])
+    source = LatentSource(LatentCache(tmp_path / "cache"), Encoder(), "vae")
+    assert source.fill(samples) == 1
+    assert source.cache.damaged == [victim]
+    assert source.fill(samples) == 0
+
+
+def test_a_broken_vae_is_an_error_and_nothing_is_stored(pictures: list[Example]) -> None:
+    """NaN never reaches the cache."""
+    cache = LatentCache()
+    source = LatentSource(cache, lambda x: (x * float("nan"), x), "vae")
+    with pytest.raises(NonFiniteError, match=r"a\.png into values that are not finite"):
+        source.latents(Sample(pictures[0], ""))
+    good = LatentSource(cache, Encoder(), "vae")
+    assert good.fill([Sample(pictures[0], "")]) == 1
+
+
+def test_drawing_from_the_posterior() -> None:
+    """Mean 3, deviation 0.5 over 40,000 numbers; deviation 0 gives the mean; streams repeat."""
+    shape = (10, 4, 100, 10)
+    batch = Batch(
+        torch.full(shape, 3.0), torch.full(shape, 0.5), [], torch.ones(10), torch.ones(10)
+    )
+    latents = batch.latents(stream(0, "posterior", 0))
+    assert latents.mean().item() == pytest.approx(3, abs=0.01)
+    assert latents.std().item() == pytest.approx(0.5, abs=0.01)
+    assert torch.equal(latents, batch.latents(stream(0, "posterior", 0)))
+    certain = replace(batch, latents_deviation=torch.zeros(shape))
+    assert torch.equal(certain.latents(stream(0, "posterior", 0)), batch.latents_mean)

@@ -1,0 +1,294 @@
+"""Saving a checkpoint: the source byte for byte, trained tensors laid over it, all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from dreambooth_core.checkpoint.header import read_header
+from dreambooth_core.config.schema import CreateConfig, SaveConfig
+from dreambooth_core.errors import CheckpointError, InputError, ModelNotFoundError, NonFiniteError
+from dreambooth_core.job.events import CheckpointSaved, Event
+from dreambooth_core.job.workspace import ModelFolder, Workspace
+from dreambooth_core.stages import create, save
+from dreambooth_core.stages.save import checkpoint_path, save_checkpoint
+from dreambooth_core.stages.training_state import Progress, TrainingState, save_state
+from tests.original_layout import TINY, side_yaml
+from tests.tiny import TEXT, UNET, Dtypes, stage_context, tiny_extras, write_tiny_checkpoint
+
+VAE = "first_stage_model."
+TRAINED = f"{UNET}input_blocks.0.0.bias"
+
+
+def raw_tensors(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Dtype, shape and bytes of every tensor, in the order of the bytes."""
+    header, raw = read_header(path), path.read_bytes()
+    start = header.data_start
+    return {
+        key: (info.dtype, info.shape, raw[start + info.start : start + info.end])
+        for key, info in header.tensors.items()
+    }
+
+
+def broken(value: float) -> dict[str, dict[str, torch.Tensor]]:
+    """Good trained weights but for one number in the middle."""
+    bias = torch.ones(32)
+    bias[17] = value
+    return {"unet": {"conv_in.bias": bias}}
+
+
+def weights(value: float = 3.0) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        "unet": {"conv_in.bias": torch.full((32,), value)},
+        "vae": {"encoder.mid_block.attentions.0.to_q.weight": torch.full((32, 32), value)},
+    }
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        {UNET: torch.float16, VAE: torch.float32, TEXT: torch.bfloat16},
+    ],
+    ids=["fp16", "bf16", "fp32", "mixed"],
+)
+def test_an_untrained_model_is_saved_byte_for_byte(
+    workspace: Workspace, tmp_path: Path, dtype: Dtypes
+) -> None:
+    source = write_tiny_checkpoint(tmp_path / "x.safetensors", dtype=dtype)
+    create.run(CreateConfig(name="m", source=str(source)), stage_context(workspace))
+    summary = save.run(SaveConfig(model="m", dtype="source"), stage_context(workspace))
+    path = workspace.checkpoints_dir / "m.safetensors"
+    assert summary["path"] == str(path)
+    ours, theirs = raw_tensors(path), raw_tensors(source)
+    assert list(ours) == list(theirs)
+    assert ours == theirs
+    assert summary["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert summary["size"] == path.stat().st_size
+
+
+def test_old_key_names_come_out_as_they_went_in(workspace: Workspace, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    source = write_tiny_checkpoint(tmp_path / "old.safetensors")
+    tensors = {
+        key.replace(f"{TEXT}text_model.", TEXT): tensor for key, tensor in load_file(source).items()
+    }
+    save_file(tensors, source)
+    create.run(CreateConfig(name="m", source=str(source)), stage_context(workspace))
+    summary = save.run(SaveConfig(model="m", dtype="source"), stage_context(workspace))
+    assert raw_tensors(Path(str(summary["path"]))) == raw_tensors(source)
+
+
+def test_trained_tensors_replace_the_bases_and_nothing_else(
+    tiny_model_folder: ModelFolder, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.safetensors"
+    save_checkpoint(tiny_model_folder, path, weights(), "source")
+    before, after = raw_tensors(tiny_checkpoint), raw_tensors(path)
+    assert list(before) == list(after)
+    changed = {key for key in before if before[key] != after[key]}
+    attention = f"{VAE}encoder.mid.attn_1.q.weight"
+    assert changed == {TRAINED, attention}
+    saved = load_file(path)
+    assert saved[TRAINED].dtype == torch.float16
+    assert saved[TRAINED].tolist() == [3.0] * 32
+    assert saved[attention].shape == (32, 32, 1, 1)
+    assert (saved[attention] == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)],
+)
+def test_weights_are_cast_and_extras_are_not(
+    workspace: Workspace, tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    source = write_tiny_checkpoint(tmp_path / "x.safetensors", dtype=torch.float32)
+    create.run(CreateConfig(name="m", source=str(source)), stage_context(workspace))
+    path = tmp_path / "out.safetensors"
+    save_checkpoint(workspace.model("m"), path, weights(1 / 3), name)
+    saved, original = load_file(path), load_file(source)
+    for key, tensor in saved.items():
+        if key in tiny_extras():
+            assert tensor.dtype == original[key].dtype
+            assert torch.equal(tensor, original[key])
+        elif key == TRAINED:
+            assert torch.equal(tensor, torch.full((32,), 1 / 3).to(dtype))
+        elif "attn_1.q" not in key:
+            assert torch.equal(tensor, original[key].to(dtype)), key
+
+
+def test_the_file_says_what_it_is(tiny_model_folder: ModelFolder, tmp_path: Path) -> None:
+    path = tmp_path / "my man_400.safetensors"
+    save_checkpoint(tiny_model_folder, path, {}, "source", {"dreambooth.step": "400"})
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.title"] == "my man_400"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1"
+    assert metadata["modelspec.resolution"] == "64x64"
+    assert metadata["dreambooth.step"] == "400"
+    assert metadata["dreambooth.source_sha256"] == tiny_model_folder.read_info().source_sha256
+    assert path.read_bytes()[8:10] == b'{"'
+
+
+def test_the_yaml_comes_before_the_checkpoint(
+    tiny_model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.safetensors"
+    seen = []
+    write = save.write_checkpoint
+
+    def look(*arguments: object) -> object:
+        seen.append((path.with_suffix(".yaml").read_text(), path.exists()))
+        return write(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(save, "write_checkpoint", look)
+    save_checkpoint(tiny_model_folder, path, {}, "source")
+    assert seen == [(side_yaml(TINY), False)]
+
+
+def test_a_model_without_yaml_is_saved_without(
+    tiny_model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    (tiny_model_folder.path / "source.yaml").unlink()
+    save_checkpoint(tiny_model_folder, tmp_path / "out.safetensors", {}, "source")
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.safetensors"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_are_named_and_nothing_is_left(
+    tiny_model_folder: ModelFolder, tmp_path: Path, value: float
+) -> None:
+    path = tmp_path / "out.safetensors"
+    with pytest.raises(NonFiniteError, match=TRAINED):
+        save_checkpoint(tiny_model_folder, path, broken(value), "fp32")
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_weights_too_large_for_fp16_are_named(
+    tiny_model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.safetensors"
+    with pytest.raises(NonFiniteError, match=TRAINED) as raised:
+        save_checkpoint(tiny_model_folder, path, broken(70_000.0), "fp16")
+    assert "too large for fp16" in raised.value.remedy
+    save_checkpoint(tiny_model_folder, path, broken(70_000.0), "bf16")
+
+
+def test_weights_of_another_model_are_refused(
+    tiny_model_folder: ModelFolder, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.safetensors"
+    unknown = {"unet": {"conv_middle.bias": torch.zeros(1)}}
+    with pytest.raises(CheckpointError, match=r"conv_middle\.bias"):
+        save_checkpoint(tiny_model_folder, path, unknown, "fp16")
+    wrong_shape = {"unet": {"conv_in.bias": torch.zeros(31)}}
+    with pytest.raises(CheckpointError, match=r"conv_in\.bias.*\[31\]"):
+        save_checkpoint(tiny_model_folder, path, wrong_shape, "fp16")
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_damaged_record_is_named(tiny_model_folder: ModelFolder, tmp_path: Path) -> None:
+    tiny_model_folder.layout_path.write_text("[[1]]")
+    with pytest.raises(CheckpointError, match=r"layout\.json"):
+        save_checkpoint(tiny_model_folder, tmp_path / "out.safetensors", {}, "fp16")
+
+
+def test_a_file_that_exists_is_never_written_over(tmp_path: Path) -> None:
+    first = checkpoint_path(tmp_path, "man", 400)
+    assert first == tmp_path / "man_400.safetensors"
+    first.touch()
+    second = checkpoint_path(tmp_path, "man", 400)
+    assert second == tmp_path / "man_400-2.safetensors"
+    second.with_suffix(".yaml").touch()  # somebody else's settings would apply to our file
+    assert checkpoint_path(tmp_path, "man", 400) == tmp_path / "man_400-3.safetensors"
+    assert checkpoint_path(tmp_path, "man", 0, "sub") == tmp_path / "sub" / "man.safetensors"
+
+
+@pytest.mark.parametrize(("name", "subfolder"), [("../x", ""), ("x", ".."), ("x", "a/../..")])
+def test_no_name_leaves_the_checkpoints_folder(tmp_path: Path, name: str, subfolder: str) -> None:
+    with pytest.raises(InputError):
+        checkpoint_path(tmp_path, name, 1, subfolder)
+
+
+def test_an_absolute_subfolder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        checkpoint_path(tmp_path, "x", 1, str(tmp_path))
+
+
+def keep_state(folder: ModelFolder, run_id: str, step: int, value: float) -> None:
+    trained = {"unet": {"conv_in.bias": torch.full((32,), value)}}
+    average = {"unet.conv_in.bias": torch.full((32,), value + 0.5)}
+    state = TrainingState(
+        progress=Progress(step=step, epoch=step // 10),
+        seed=1,
+        settings={},
+        weights=trained,
+        ema=average,  # type: ignore[arg-type]
+        optimizer={},
+    )
+    save_state(folder, run_id, state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value"),
+    [
+        ({"use_ema": False, "step": 20}, "tiny_20", 2.0),
+        ({"use_ema": False, "step": 10, "name": "other"}, "other_10", 1.0),
+    ],
+)
+def test_the_asked_for_state_is_saved(
+    workspace: Workspace,
+    tiny_model_folder: ModelFolder,
+    settings: dict[str, object],
+    name: str,
+    value: float,
+) -> None:
+    keep_state(tiny_model_folder, "run", 10, 1.0)
+    keep_state(tiny_model_folder, "run", 20, 2.0)
+    events: list[Event] = []
+    config = SaveConfig(model="tiny", subfolder="sub", **settings)  # type: ignore[arg-type]
+    summary = save.run(config, stage_context(workspace, events))
+    path = workspace.checkpoints_dir / "sub" / f"{name}.safetensors"
+    assert summary["path"] == str(path)
+    assert load_file(path)[TRAINED].tolist() == [value] * 32
+    step = int(str(summary["step"]))
+    size = path.stat().st_size
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert events == [CheckpointSaved(str(path), step, step // 10, digest, size)]
+    assert tiny_model_folder.read_info().checkpoints == [str(path)]
+    assert read_header(path).metadata["dreambooth.step"] == str(step)
+
+
+def test_a_state_that_is_not_there_is_an_error(
+    workspace: Workspace, tiny_model_folder: ModelFolder
+) -> None:
+    with pytest.raises(InputError, match="at step 7"):
+        save.run(SaveConfig(model="tiny", step=7), stage_context(workspace))
+    with pytest.raises(InputError, match="of the run 'r'"):
+        save.run(SaveConfig(model="tiny", run="r"), stage_context(workspace))
+    assert tiny_model_folder.read_info().checkpoints == []
+
+
+def test_a_model_that_is_not_there_is_an_error(workspace: Workspace) -> None:
+    with pytest.raises(ModelNotFoundError, match="'nobody'"):
+        save.run(SaveConfig(model="nobody"), stage_context(workspace))
+
+
+def test_saving_twice_makes_two_files_and_records_both(
+    workspace: Workspace, tiny_model_folder: ModelFolder
+) -> None:
+    for _ in range(2):
+        save.run(SaveConfig(model="tiny"), stage_context(workspace))
+    names = [Path(path).name for path in tiny_model_folder.read_info().checkpoints]
+    assert names == ["tiny.safetensors", "tiny-2.safetensors"]
+    assert json.loads(tiny_model_folder.info_path.read_text())["name"] == "tiny"

@@ -1,0 +1,200 @@
+"""Tests of the arithmetic of steps, epochs and what is written when."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth_core.config.schema import TrainConfig
+from dreambooth_core.config.serialize import from_dict
+from dreambooth_core.errors import InputError
+from dreambooth_core.stages.training_plan import (
+    TrainingPlan,
+    checkpoint_file,
+    make_plan,
+    plan_lines,
+    planned_checkpoints,
+    text_encoder_steps,
+    what_is_due,
+)
+from dreambooth_core.stages.training_state import Progress
+
+
+def make_config(**sections: Any) -> TrainConfig:
+    """A configuration with some settings changed."""
+    return from_dict(TrainConfig, {"model": "tiny", **sections})
+
+
+def plan_of(
+    config: TrainConfig, steps_per_epoch: int = 3, start: Progress | None = None
+) -> TrainingPlan:
+    """A plan for six instance and four class images."""
+    return make_plan(
+        config,
+        instance_images=6,
+        class_images=4,
+        steps_per_epoch=steps_per_epoch,
+        start=start or Progress(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "expected"),
+    [(10, 0, 30), (10, 12, 12), (10, 30, 30), (10, 31, 30), (1, 1, 1)],
+)
+def test_total_steps_are_the_epochs_or_the_limit(
+    epochs: int, max_steps: int, expected: int
+) -> None:
+    config = make_config(intervals={"epochs": epochs, "max_steps": max_steps})
+    assert plan_of(config).total_steps == expected
+
+
+def test_a_resumed_run_has_the_same_end_as_a_straight_one() -> None:
+    config = make_config(intervals={"epochs": 10})
+    assert plan_of(config, start=Progress(step=7, epoch=2, position=1)).total_steps == 30
+
+
+def test_a_resumed_run_with_more_pictures_goes_on_in_its_epoch() -> None:
+    config = make_config(intervals={"epochs": 4})
+    plan = plan_of(config, steps_per_epoch=5, start=Progress(step=7, epoch=2, position=1))
+    assert plan.total_steps == 7 + 4 + 5  # the rest of epoch 2, then epoch 3
+
+
+def test_a_resumed_run_with_fewer_pictures_begins_the_next_epoch() -> None:
+    config = make_config(intervals={"epochs": 4})
+    plan = plan_of(config, steps_per_epoch=2, start=Progress(step=5, epoch=1, position=2))
+    assert plan.start == Progress(step=5, epoch=2, position=0)
+    assert plan.total_steps == 5 + 2 + 2
+
+
+@pytest.mark.parametrize(
+    ("intervals", "field"),
+    [
+        ({"epochs": 2}, "intervals.epochs"),
+        ({"epochs": 9, "max_steps": 6}, "intervals.max_steps"),
+    ],
+)
+def test_a_run_with_nothing_left_says_what_to_raise(intervals: dict[str, int], field: str) -> None:
+    with pytest.raises(InputError) as caught:
+        plan_of(make_config(intervals=intervals), start=Progress(step=6, epoch=2, position=0))
+    assert caught.value.field == field
+    assert field in caught.value.remedy
+    assert "6 steps" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("ratio", "total", "train_unet", "expected"),
+    [
+        (0.0, 10, True, 0),
+        (1.0, 10, True, 10),
+        (0.75, 4, True, 3),
+        (0.1, 30, True, 3),  # 0.1 * 30 is 3.0000000000000004
+        (0.5, 5, True, 3),
+        (0.01, 10, True, 1),
+        (0.5, 10, False, 10),  # alone, it is trained to the end
+        (0.0, 10, False, 0),
+    ],
+)
+def test_the_text_encoders_share_of_the_steps(
+    ratio: float, total: int, train_unet: bool, expected: int
+) -> None:
+    config = make_config(text_encoder={"train_ratio": ratio}, unet={"train": train_unet})
+    assert text_encoder_steps(config, total) == expected
+
+
+def test_progress_counts_steps_into_epochs() -> None:
+    plan = plan_of(make_config())
+    progress, seen = Progress(), []
+    for _ in range(4):
+        progress = plan.after(progress)
+        seen.append((progress.step, progress.epoch, progress.position))
+    assert seen == [(1, 0, 1), (2, 0, 2), (3, 1, 0), (4, 1, 1)]
+
+
+def _steps_due(config: TrainConfig, what: str, steps: int = 12) -> list[int]:
+    plan, progress, due = plan_of(config), Progress(), []
+    for _ in range(steps):
+        progress = plan.after(progress)
+        if getattr(what_is_due(config, progress), what):
+            due.append(progress.step)
+    return due
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "what", "expected"),
+    [
+        ("saving", "save_every_steps", "checkpoint", [2, 4, 6, 8, 10, 12]),
+        ("saving", "save_every_epochs", "checkpoint", [6, 12]),
+        ("saving", "state_every_epochs", "state", [6, 12]),
+        ("previews", "every_steps", "preview", [2, 4, 6, 8, 10, 12]),
+        ("previews", "every_epochs", "preview", [6, 12]),
+    ],
+)
+def test_every_two_steps_or_epochs(section: str, name: str, what: str, expected: list[int]) -> None:
+    config = make_config(**{section: {name: 2}})
+    assert _steps_due(config, what) == expected
+    others = {"checkpoint", "state", "preview"} - {what}
+    assert [_steps_due(config, other) for other in others] == [[], []]
+
+
+def test_nothing_is_due_unless_asked_for() -> None:
+    assert all(_steps_due(make_config(), what) == [] for what in ("checkpoint", "state", "preview"))
+
+
+def test_checkpoints_are_planned_at_the_intervals_and_the_end() -> None:
+    saving = {"save_every_epochs": 2}
+    config = make_config(intervals={"epochs": 5}, saving=saving)
+    assert planned_checkpoints(config, plan_of(config)) == [6, 12, 15]
+    config = make_config(intervals={"epochs": 5}, saving={**saving, "save_at_end": False})
+    assert planned_checkpoints(config, plan_of(config)) == [6, 12]
+    start = Progress(step=6, epoch=2, position=0)
+    assert planned_checkpoints(config, plan_of(config, start=start)) == [12]
+
+
+def test_a_checkpoints_name_has_the_step(tmp_path: Path) -> None:
+    assert checkpoint_file(make_config(), tmp_path, 40) == tmp_path / "tiny_40.safetensors"
+    config = make_config(saving={"name": "my dog", "subfolder": "dogs"})
+    assert checkpoint_file(config, tmp_path, 8) == tmp_path / "dogs" / "my dog_8.safetensors"
+
+
+def test_the_plan_in_words(tmp_path: Path) -> None:
+    config = make_config(
+        intervals={"epochs": 10, "max_steps": 24},
+        batch={"batch_size": 1, "gradient_accumulation_steps": 2},
+        text_encoder={"train_ratio": 0.5},
+        saving={"save_every_steps": 6},
+    )
+    (tmp_path / "tiny_12.safetensors").touch()
+    lines = plan_lines(config, plan_of(config, start=Progress(2, 0, 2)), tmp_path)
+    assert lines == [
+        "6 instance images and 4 class images; class images that are missing are made first.",
+        (
+            "6 images in batches of 1, 2 batches a step, make 3 steps an epoch;"
+            " 10 epochs make 30 steps, ended after step 24."
+        ),
+        "Goes on from step 2: 22 steps are left.",
+        "Trains the UNet and the text encoder (up to step 12).",
+        (
+            "Writes tiny_6.safetensors, tiny_12-2.safetensors, tiny_18.safetensors and 1 more into"
+            f" {tmp_path}."
+        ),
+    ]
+
+
+def test_the_shortest_plan_in_words(tmp_path: Path) -> None:
+    config = make_config(
+        intervals={"epochs": 2},
+        batch={"batch_size": 2},
+        text_encoder={"train_ratio": 1.0},
+        unet={"train": False},
+        saving={"save_at_end": False},
+    )
+    plan = make_plan(config, instance_images=6, class_images=0, steps_per_epoch=3, start=Progress())
+    assert plan_lines(config, plan, tmp_path) == [
+        "6 instance images, no class images.",
+        "6 images in batches of 2 make 3 steps an epoch; 2 epochs make 6 steps.",
+        "Trains the text encoder.",
+        "Writes no checkpoint, only the state to resume from.",
+    ]

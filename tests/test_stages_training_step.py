@@ -1,0 +1,311 @@
+"""Tests of one step on a network of a single weight, where every number can be computed by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from dreambooth_core.config.schema import LossSection
+from dreambooth_core.data.loading import Batch
+from dreambooth_core.diffusion.noise import stream
+from dreambooth_core.errors import NonFiniteError
+from dreambooth_core.families import FAMILIES
+from dreambooth_core.stages.training_step import Objective, StepResult, train_step
+
+SEED = 3
+ALPHAS_CUMPROD = torch.linspace(0.99, 0.01, 10)
+SHAPE = (4, 8, 8)
+
+
+class OneWeight(nn.Module):
+    """A network whose output is its input times one weight."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight))
+
+    def forward(self, noisy_latents: Tensor) -> Tensor:
+        """Scale the input."""
+        return self.weight * noisy_latents
+
+
+class FakeFamily:
+    """A family whose prediction is that of `OneWeight`; it keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, Tensor, Any]] = []
+
+    def predict(self, components: Any, noisy: Tensor, timesteps: Tensor, told: Any) -> Tensor:
+        """Return the network's output."""
+        self.seen.append((noisy, timesteps, told))
+        return components.unet(noisy)
+
+
+@pytest.fixture(autouse=True)
+def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFamily]:
+    """The fake family under the name "fake", and Accelerate as in a new process."""
+    fake = FakeFamily()
+    monkeypatch.setitem(FAMILIES, "fake", fake)  # type: ignore[arg-type]
+    AcceleratorState._reset_state(True)
+    yield fake
+    AcceleratorState._reset_state(True)
+
+
+def make_batch(count: int, is_class: Sequence[bool] = (), prior: float = 1.0, seed: int = 0) -> Batch:
+    """A batch of random latents without spread; class examples weigh `prior`."""
+    flags = list(is_class) or [False] * count
+    generator = torch.Generator().manual_seed(seed)
+    mean = torch.randn(count, *SHAPE, generator=generator)
+    weights = torch.tensor([prior if flag else 1.0 for flag in flags])
+    return Batch(mean, torch.zeros_like(mean), ["a"] * count, weights, torch.tensor(flags))
+
+
+def make_objective(weight: float = 0.0, kind: str = "epsilon", **loss: Any) -> Objective:
+    """An objective over the one-weight network."""
+    components: Any = SimpleNamespace(
+        family="fake", unet=OneWeight(weight), prediction_type=kind
+    )
+    encode: Any = list
+    settings = LossSection(**loss)
+    return Objective(components, encode, ALPHAS_CUMPROD, settings, torch.device("cpu"))
+
+
+def make_step(
+    objective: Objective,
+    batches: Sequence[Batch],
+    *,
+    step: int = 0,
+    max_grad_norm: float = 0.0,
+    learning_rate: float = 0.1,
+    accelerator: Accelerator | None = None,
+) -> StepResult:
+    """One step of plain gradient descent."""
+    accelerator = accelerator or Accelerator(cpu=True)
+    optimizer = torch.optim.SGD(objective.components.unet.parameters(), lr=learning_rate)
+    return train_step(
+        accelerator,
+        accelerator.prepare_optimizer(optimizer),
+        objective,
+        batches,
+        seed=SEED,
+        step=step,
+        max_grad_norm=max_grad_norm,
+    )
+
+
+def drawn(count: int, step: int = 0) -> tuple[Tensor, Tensor]:
+    """The noise and timesteps that a step draws."""
+    noise = torch.randn(count, *SHAPE, generator=stream(SEED, "noise", step))
+    timesteps = torch.randint(0, 10, (count,), generator=stream(SEED, "timesteps", step))
+    return noise, timesteps
+
+
+def mean_squares(tensor: Tensor) -> Tensor:
+    """The mean square of each example."""
+    return tensor.square().flatten(1).mean(1)
+
+
+def test_a_network_that_predicts_nothing_loses_the_targets_mean_square() -> None:
+    result = make_step(make_objective(0.0), [make_batch(3)])
+    noise, _ = drawn(3)
+    assert result.loss == pytest.approx(mean_squares(noise).mean().item(), rel=1e-6)
+    assert result.loss == result.loss_instance
+    assert result.loss_class is None
+
+
+def test_gradient_and_update_are_those_of_the_mean_square_by_hand() -> None:
+    objective, batch = make_objective(0.5), make_batch(2)
+    result = make_step(objective, [batch], learning_rate=0.1)
+    noise, timesteps = drawn(2)
+    alpha = ALPHAS_CUMPROD[timesteps].reshape(-1, 1, 1, 1)
+    noisy = alpha.sqrt() * batch.latents_mean + (1 - alpha).sqrt() * noise
+    gradient = (2 * (0.5 * noisy - noise) * noisy).mean().item()
+    assert result.grad_norm == pytest.approx(abs(gradient), rel=1e-5)
+    assert objective.components.unet.weight.item() == pytest.approx(0.5 - 0.1 * gradient, rel=1e-6)
+    assert result.loss == pytest.approx((0.5 * noisy - noise).square().mean().item(), rel=1e-6)
+
+
+def test_the_target_follows_the_prediction_type() -> None:
+    batch = make_batch(2)
+    result = make_step(make_objective(0.0, kind="v_prediction"), [batch])
+    noise, timesteps = drawn(2)
+    alpha = ALPHAS_CUMPROD[timesteps].reshape(-1, 1, 1, 1)
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents_mean
+    assert result.loss == pytest.approx(velocity.square().mean().item(), rel=1e-6)
+
+
+def test_latents_are_drawn_from_their_spread(family: FakeFamily) -> None:
+    batch = make_batch(2)
+    spread = Batch(batch.latents_mean, torch.ones_like(batch.latents_mean), *_rest(batch))
+    make_step(make_objective(), [spread])
+    noise, timesteps = drawn(2)
+    alpha = ALPHAS_CUMPROD[timesteps].reshape(-1, 1, 1, 1)
+    draw = torch.randn(2, *SHAPE, generator=stream(SEED, "latents", 0))
+    expected = alpha.sqrt() * (batch.latents_mean + draw) + (1 - alpha).sqrt() * noise
+    assert torch.allclose(family.seen[0][0], expected, atol=1e-6)
+
+
+def _rest(batch: Batch) -> tuple[list[str], Tensor, Tensor]:
+    return batch.prompts, batch.weights, batch.is_class
+
+
+@pytest.mark.parametrize("prior", [1.0, 0.75, 0.1])
+def test_class_examples_count_with_the_prior_weight_in_sum_and_normaliser(prior: float) -> None:
+    batch = make_batch(3, [False, True, False], prior)
+    result = make_step(make_objective(0.0), [batch])
+    losses = mean_squares(drawn(3)[0])
+    expected = (losses[0] + losses[2] + prior * losses[1]) / (2 + prior)
+    assert result.loss == pytest.approx(expected.item(), rel=1e-6)
+    assert result.loss_instance == pytest.approx(((losses[0] + losses[2]) / 2).item(), rel=1e-6)
+    assert result.loss_class == pytest.approx(losses[1].item(), rel=1e-6)
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch() -> None:
+    flags = [False, True, False, True, False]
+    whole, parts = make_objective(0.5), make_objective(0.5)
+    batch = make_batch(5, flags, prior=0.5)
+    split = [_slice(batch, slice(0, 2)), _slice(batch, slice(2, 3)), _slice(batch, slice(3, 5))]
+    large = make_step(whole, [batch])
+    small = make_step(parts, split)
+    assert small.loss == pytest.approx(large.loss, rel=1e-6)
+    assert small.grad_norm == pytest.approx(large.grad_norm, rel=1e-5)
+    weight = whole.components.unet.weight.item()
+    assert parts.components.unet.weight.item() == pytest.approx(weight, rel=1e-6)
+
+
+def _slice(batch: Batch, part: slice) -> Batch:
+    return Batch(
+        batch.latents_mean[part],
+        batch.latents_deviation[part],
+        batch.prompts[part],
+        batch.weights[part],
+        batch.is_class[part],
+    )
+
+
+def test_offset_noise_shifts_each_channel_of_noise_and_target() -> None:
+    result = make_step(make_objective(0.0, offset_noise=0.5), [make_batch(2)])
+    generator = stream(SEED, "noise", 0)
+    noise = torch.randn(2, *SHAPE, generator=generator)
+    shifted = noise + 0.5 * torch.randn(2, 4, 1, 1, generator=generator)
+    assert result.loss == pytest.approx(mean_squares(shifted).mean().item(), rel=1e-6)
+
+
+def test_min_snr_gamma_lowers_the_almost_clean_timesteps_alone() -> None:
+    result = make_step(make_objective(0.0, min_snr_gamma=2.0), [make_batch(8)])
+    noise, timesteps = drawn(8)
+    snr = ALPHAS_CUMPROD[timesteps] / (1 - ALPHAS_CUMPROD[timesteps])
+    weights = (2.0 / snr).clamp(max=1.0)
+    assert weights.min() < 1.0 == weights.max()  # the draw has both kinds
+    expected = (weights * mean_squares(noise)).mean()  # normalised by the examples, not the SNR
+    assert result.loss == pytest.approx(expected.item(), rel=1e-6)
+    assert result.loss < make_step(make_objective(0.0), [make_batch(8)]).loss
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.01, 1e6])
+def test_clipping_limits_the_update_and_reports_the_norm_before(limit: float) -> None:
+    objective = make_objective(0.5)
+    result = make_step(objective, [make_batch(2)], max_grad_norm=limit, learning_rate=1.0)
+    moved = abs(objective.components.unet.weight.item() - 0.5)
+    assert result.grad_norm > 0.01
+    expected = 0.01 if limit == 0.01 else result.grad_norm
+    assert moved == pytest.approx(expected, rel=1e-3)
+
+
+def test_random_numbers_belong_to_the_step_and_not_to_what_ran_before() -> None:
+    first = make_step(make_objective(), [make_batch(2)], step=0)
+    fifth = make_step(make_objective(), [make_batch(2)], step=5)
+    torch.manual_seed(99)
+    torch.randn(7)
+    assert make_step(make_objective(), [make_batch(2)], step=5) == fifth
+    assert first.loss != fifth.loss
+    assert fifth.loss == pytest.approx(mean_squares(drawn(2, step=5)[0]).mean().item(), rel=1e-6)
+
+
+def test_prompts_reach_the_network(family: FakeFamily) -> None:
+    batch = make_batch(2)
+    make_step(make_objective(), [Batch(*_tensors(batch), ["x", "y"], *_rest(batch)[1:])])
+    assert family.seen[0][2] == ["x", "y"]
+    assert torch.equal(family.seen[0][1], drawn(2)[1])
+
+
+def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:
+    return batch.latents_mean, batch.latents_deviation
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_changes_no_weight(value: float) -> None:
+    objective, batch = make_objective(0.5), make_batch(2)
+    batch.latents_mean[1, 0, 0, 0] = value
+    with pytest.raises(NonFiniteError) as caught:
+        make_step(objective, [batch], step=41)
+    assert "loss of step 42" in caught.value.message
+    assert "resume" in caught.value.remedy
+    assert objective.components.unet.weight.item() == 0.5
+
+
+class _BadGradient(torch.autograd.Function):
+    """The identity, with a gradient that is infinite."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * math.inf
+
+
+def test_a_gradient_that_is_no_number_changes_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = make_objective(0.5)
+    forward = OneWeight.forward
+    monkeypatch.setattr(OneWeight, "forward", lambda self, x: _BadGradient.apply(forward(self, x)))
+    with pytest.raises(NonFiniteError, match="gradient of step 1 "):
+        make_step(objective, [make_batch(2)], max_grad_norm=1.0)
+    assert objective.components.unet.weight.item() == 0.5
+
+
+def _with_scaler(initial: float) -> Accelerator:
+    """Accelerate as it is with fp16 on a GPU: gradients pass through a loss scaler."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=initial)
+    accelerator.native_amp = True
+    accelerator.state._mixed_precision = "fp16"
+    return accelerator
+
+
+needs_scaler = pytest.mark.skipif(
+    not hasattr(torch.amp, "GradScaler"), reason="this torch has loss scalers for CUDA only"
+)
+
+
+@needs_scaler
+def test_an_overflowing_loss_scale_is_halved_until_the_step_works() -> None:
+    plain, scaled = make_objective(9.0), make_objective(9.0)
+    expected = make_step(plain, [make_batch(2)])
+    accelerator = _with_scaler(2.0**127)
+    result = make_step(scaled, [make_batch(2)], accelerator=accelerator)
+    assert accelerator.scaler.get_scale() < 2.0**126
+    assert result.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    weight = plain.components.unet.weight.item()
+    assert scaled.components.unet.weight.item() == pytest.approx(weight, rel=1e-6)
+
+
+@needs_scaler
+def test_a_gradient_that_overflows_at_every_loss_scale_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objective = make_objective(0.5)
+    forward = OneWeight.forward
+    monkeypatch.setattr(OneWeight, "forward", lambda self, x: _BadGradient.apply(forward(self, x)))
+    with pytest.raises(NonFiniteError, match="gradient"):
+        make_step(objective, [make_batch(2)], accelerator=_with_scaler(1024.0))
+    assert objective.components.unet.weight.item() == 0.5
