@@ -99,7 +99,6 @@ class BaseTorch:
 
     version: str
     folder: Path
-    has_numpy: bool
 
 
 def say(text: str) -> None:
@@ -135,8 +134,7 @@ def find_base_torch() -> BaseTorch | None:
     if version_numbers(version) < OLDEST_TORCH:
         say(f"torch {version} of {sys.executable} is too old and is not used.")
         return None
-    has_numpy = importlib.util.find_spec("numpy") is not None
-    return BaseTorch(version, Path(spec.origin).resolve().parents[1], has_numpy)
+    return BaseTorch(version, Path(spec.origin).resolve().parents[1])
 
 
 def choose_torch(
@@ -157,12 +155,15 @@ def choose_torch(
     return f"base {found.version} {found.folder} {pin}" if found else f"pin {pin}"
 
 
-def _folder_is_there(remembered: str) -> bool:
-    kind, _, rest = remembered.partition(" ")
-    if kind != "base":
-        return True
-    folder = rest.partition(" ")[2].rpartition(" ")[0]
-    return (Path(folder) / "torch").is_dir()
+def base_folder(choice: str) -> Path | None:
+    """Return the folder of a torch chosen as "base VERSION FOLDER HASH"; None for other choices."""
+    kind, _, rest = choice.partition(" ")
+    return Path(rest.partition(" ")[2].rpartition(" ")[0]) if kind == "base" else None
+
+
+def _folder_is_there(choice: str) -> bool:
+    folder = base_folder(choice)
+    return folder is None or (folder / "torch").is_dir()
 
 
 def set_up(groups: Sequence[str], venv: Path = VENV) -> Path:
@@ -185,8 +186,11 @@ def set_up(groups: Sequence[str], venv: Path = VENV) -> Path:
         os.environ.get(INDEX_VARIABLE, ""),
         find_base_torch,
     )
+    base = base_folder(torch)
+    # A torch that is there already was built for the numpy beside it.
+    skip_numpy = base is not None and (base / "numpy").is_dir()
     for group in groups:
-        _install_group(group, python, state, skip_numpy=torch.startswith("base "))
+        _install_group(group, python, state, skip_numpy)
         if group == "trainer":
             _install_torch(torch, python, state)
     return python
@@ -209,7 +213,7 @@ def _make_venv(venv: Path, state: State, made_for: str) -> None:
 
 
 def _install_group(group: str, python: Path, state: State, skip_numpy: bool) -> None:
-    """Install a requirements file; it lists every package there is to install, so no others come."""
+    """Install a requirements file; it lists every package that is needed, so no others come."""
     wanted = fingerprint([f"{group}.txt"], "without numpy" if skip_numpy else "")
     if state.done.get(group) == wanted:
         return
@@ -217,7 +221,6 @@ def _install_group(group: str, python: Path, state: State, skip_numpy: bool) -> 
     lines = (REQUIREMENTS / f"{group}.txt").read_text(encoding="utf-8").splitlines()
     packages = [line for line in lines if line and not line.startswith("#")]
     if skip_numpy:
-        # A torch that is there already was built for the numpy beside it.
         packages = [line for line in packages if not line.startswith("numpy==")]
     repair = ["--force-reinstall"] if state.begun == group else []
     state.begin(group)
@@ -230,30 +233,34 @@ def _install_group(group: str, python: Path, state: State, skip_numpy: bool) -> 
 def _install_torch(choice: str, python: Path, state: State) -> None:
     if state.done.get("torch") == choice:
         return
+    path_file = _site_packages(python) / BASE_PATH_FILE
     kind, _, detail = choice.partition(" ")
-    if kind == "base":
-        folder = detail.partition(" ")[2].rpartition(" ")[0]
-        say(f"Using torch {detail.partition(' ')[0]} of {folder}.")
-        (_site_packages(python) / BASE_PATH_FILE).write_text(folder + "\n")
-    elif (
-        kind == "pin"
-        and "torch" not in state.done
-        and state.begun != "torch"
-        and _has_torch(python)
-    ):
+    base = base_folder(choice)
+    if base is not None:
+        say(f"Using torch {detail.partition(' ')[0]} of {base}.")
+        path_file.write_text(f"{base}\n")
+    elif kind == "pin" and _has_own_torch(python, state):
         say("Using the torch that is in .venv already.")
         choice = "own"
     else:
-        repair = ["--force-reinstall", "--no-deps"] if state.begun == "torch" else []
-        state.begin("torch")
-        (_site_packages(python) / BASE_PATH_FILE).unlink(missing_ok=True)
-        say("Installing torch, which is large ...")
-        source = ["--index-url", detail.rpartition(" ")[0]] if kind == "index" else []
-        limits = [] if kind == "index" else ["-c", str(REQUIREMENTS / "torch-constraints.txt")]
-        _pip(python, ["install", *source, *limits, "-r", str(REQUIREMENTS / "torch.txt")])
-        if repair:
-            _pip(python, ["install", *repair, *source, "-r", str(REQUIREMENTS / "torch.txt")])
+        path_file.unlink(missing_ok=True)
+        _download_torch(detail.rpartition(" ")[0] if kind == "index" else "", python, state)
     state.finish("torch", choice)
+
+
+def _download_torch(index_url: str, python: Path, state: State) -> None:
+    """Install the pinned torch, from another index if one is given."""
+    say("Installing torch, which is large ...")
+    interrupted = state.begun == "torch"
+    state.begin("torch")
+    wanted = ["-r", str(REQUIREMENTS / "torch.txt")]
+    if index_url:
+        wanted += ["--index-url", index_url]
+    else:
+        wanted += ["-c", str(REQUIREMENTS / "torch-constraints.txt")]
+    if interrupted:
+        _pip(python, ["install", "--force-reinstall", "--no-deps", *wanted])
+    _pip(python, ["install", *wanted])
 
 
 def _pip(python: Path, arguments: Sequence[str]) -> None:
@@ -342,20 +349,24 @@ def main(arguments: Sequence[str]) -> int:
     if verb == "ui":
         say("The page in the browser arrives with the next version. All it will do, the verbs do.")
         return 2
-    if sys.version_info[:2] > NEWEST_TRIED_PYTHON:
-        say("This Python is newer than those tried, 3.10 to 3.13; going on with it.")
-    groups = ["trainer", "test"] if verb in ("test", "lint") else ["trainer"]
     try:
-        if verb == "bench":
-            commands_for(verb, rest)
-        python = set_up(groups)
-        return run(python, verb, rest)
+        return set_up_and_run(verb, rest)
     except SetupError as error:
         say(f"error: {error}")
         return 1
     except KeyboardInterrupt:
         say("Interrupted. The next start goes on from here.")
         return 130
+
+
+def set_up_and_run(verb: str, rest: Sequence[str]) -> int:
+    """Make sure that .venv has what the verb needs, and run it there."""
+    if sys.version_info[:2] > NEWEST_TRIED_PYTHON:
+        say("This Python is newer than those tried, 3.10 to 3.13; going on with it.")
+    if verb == "bench":
+        _benchmark(rest)  # a wrong name is told before anything is installed
+    groups = ["trainer", "test"] if verb in ("test", "lint") else ["trainer"]
+    return run(set_up(groups), verb, rest)
 
 
 if __name__ == "__main__":

@@ -108,6 +108,9 @@ def failure(error: BaseException) -> JobFailed:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" ({error.filename})" if error.filename else ""
         return JobFailed(f"The disk is full{where}.", "Free some space and resume.", error=name)
+    if isinstance(error, OSError) and error.filename:
+        words = f"{error.filename}: {error.strerror}."
+        return JobFailed(words, "Check that it is there and may be read and written.", error=name)
     message = f"Something that should not happen did: {name}: {error}"
     return JobFailed(message, "The log of the run has the details.", error=name)
 

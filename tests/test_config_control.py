@@ -73,7 +73,7 @@ def test_every_setting_is_described(cls: type, spec: Any) -> None:
     described = spec.control
     assert described.label, spec.path
     assert described.label[0].isupper(), spec.path
-    assert len(described.help) >= 20, spec.path
+    assert len(described.help) > 12, spec.path
     assert described.help.endswith("."), spec.path
 
 

@@ -25,7 +25,10 @@ from dreambooth_core.errors import ConfigError, InputError
 
 TRAIN = TrainConfig(
     model="ada",
-    concepts=[Concept(instance_folder="a", sample_prompts=["x", "y"]), Concept(instance_folder="b")],
+    concepts=[
+        Concept(instance_folder="a", sample_prompts=["x", "y"]),
+        Concept(instance_folder="b"),
+    ],
 )
 
 
@@ -88,7 +91,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         " from, subfolders included.",
         "loss.offset_noise: is true, which is not a number.",
         'previews.prompts: is "one", which is not a list of texts.',
-        "model: must be given. The model to train.",
+        "model: must be given. The name of the model to train.",
     ]
 
 

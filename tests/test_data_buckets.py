@@ -55,6 +55,13 @@ def test_areas_are_nearly_equal_at_real_sizes(resolution: int, quantum: int) -> 
     assert min(areas) >= 0.9
 
 
+def test_a_fine_quantum_has_a_bucket_for_every_aspect() -> None:
+    """1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5 and 4 to 1, each met within 3 % in units of 8."""
+    aspects = [w / h for w, h in make_buckets(512, 8) if w >= h]
+    wanted = [1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4]
+    assert aspects == pytest.approx(wanted, rel=0.03)
+
+
 def test_a_resolution_below_the_quantum_is_explained() -> None:
     """With the setting's path and the smallest value."""
     with pytest.raises(InputError, match="32 is below the 64 pixels") as caught:

@@ -180,7 +180,7 @@ def test_making_an_instance_prompt_and_back_is_clean(
     """The class prompt of an instance prompt never mentions the instance."""
     if not has_word(class_token, token):
         prompt = instance(" ".join(words), token, class_token)
-            assert not has_word(prior(prompt, token, class_token), token)
+        assert not has_word(prior(prompt, token, class_token), token)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dreambooth_core.data.dataset import RANDOM_CROP_POSITIONS, StepBatch, TrainingSet
+from dreambooth_core.data.dataset import RANDOM_CROP_POSITIONS, Sample, StepBatch, TrainingSet
 from dreambooth_core.data.examples import Example
 
 SQUARE, WIDE, TALL = (64, 64), (96, 48), (48, 96)
@@ -187,6 +187,22 @@ def test_random_crop_uses_all_positions_and_center_only_the_middle() -> None:
         announced = {(s.example.path, s.crop) for s in training_set.variants()}
         assert shown == announced
         assert {crop for _, crop in shown} == set(positions)
+
+
+def test_random_crop_positions_are_five_even_ones() -> None:
+    """From one edge to the other."""
+    assert RANDOM_CROP_POSITIONS == (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def test_the_defaults_change_nothing() -> None:
+    """One picture at a time, as it is, in the center, with its prompt."""
+    steps = [
+        s for epoch in range(20) for s in TrainingSet(examples(6), seed=0).epoch_batches(epoch)
+    ]
+    assert {len(step.samples) for step in steps} == {1}
+    samples = [step.samples[0] for step in steps]
+    assert all(s == Sample(s.example, s.example.prompt, False, 0.5) for s in samples)
+    assert Sample(samples[0].example, "") == Sample(samples[0].example, "", False, 0.5)
 
 
 def test_class_images_flip_too() -> None:

@@ -51,7 +51,7 @@ def test_training_shows_what_the_product_does(workspace: Workspace) -> None:
 
 def test_the_subject_is_one_of_the_world() -> None:
     subject = SUBJECTS[demo.SUBJECT]
-    assert (demo.TOKEN, demo.CLASS_WORD) == (subject.token, subject.class_noun)
+    assert (subject.token, subject.class_noun) == (demo.TOKEN, demo.CLASS_WORD)
     assert subject_folder(demo.SUBJECT) == demo.INSTANCE_FOLDER
     assert demo.CHECKPOINT.is_file() and demo.CHECKPOINT.with_suffix(".yaml").is_file()
     pictures = sorted(demo.INSTANCE_FOLDER.glob("*.png"))

@@ -129,6 +129,7 @@ def test_the_configs_of_sd15_need_no_yaml() -> None:
     assert (text["hidden_act"], text["intermediate_size"]) == ("quick_gelu", 3072)
 
 
+@pytest.mark.filterwarnings("ignore:.image_size. is deprecated:FutureWarning")
 @pytest.mark.parametrize("layout", [SD15, TINY], ids=["sd1.5", "tiny"])
 def test_the_configs_are_those_that_diffusers_reads_from_the_yaml(layout: Layout) -> None:
     _, ours, _ = described(layout)

@@ -62,6 +62,14 @@ def test_adamw_by_hand() -> None:
     assert value == pytest.approx(0.95 - 0.1, abs=1e-7)
 
 
+def test_adamw_on_the_cpu_updates_all_tensors_at_once() -> None:
+    """The foreach implementation; fused is for CUDA alone (older torch lacks it on the CPU)."""
+    groups = parameter_groups({"unet": OneWeight([1.0])}, {"unet": 0.1}, {"unet": 0.0})
+    optimizer = build_optimizer(OptimizerSection(name="adamw"), groups)
+    assert optimizer.defaults["foreach"] is True
+    assert not optimizer.defaults["fused"]
+
+
 def test_adamw_second_step_by_hand() -> None:
     """Gradients 1, 3 with betas .5: m = 1.75 / .75, v = 4.75 / .75, step .1 * 2.3333 / 2.5166."""
     value = train("adamw", [1.0, 3.0], beta1=0.5, beta2=0.5, epsilon=1e-12)

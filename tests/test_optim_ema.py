@@ -77,6 +77,15 @@ def test_the_shadow_is_memory_of_its_own() -> None:
     assert shadow(ema) == 1.0
 
 
+def test_the_shadow_lies_where_it_is_asked_to() -> None:
+    """Beside the weights by default; on another device (here one without memory) if told."""
+    weight = parameter(1.0)
+    beside = ExponentialMovingAverage({"w": weight}, decay=0.9)
+    elsewhere = ExponentialMovingAverage({"w": weight}, decay=0.9, device="meta")
+    assert beside.state_dict()["w"].device.type == "cpu"
+    assert elsewhere.state_dict()["w"].device.type == "meta"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_swapped_in_shows_the_average_and_restores_exactly(dtype: torch.dtype) -> None:
     """Same storage, same bits, same shadow afterwards; twice in a row too."""

@@ -65,6 +65,19 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> FakeJudge:
 
 
 @pytest.fixture
+def painted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[int]]]:
+    """Plain pictures instead of drawn ones; the prompts and seeds that were asked for."""
+    asked: list[tuple[list[str], list[int]]] = []
+
+    def paint(_: Any, prompts: Sequence[str], *__: Any, **settings: Any) -> list[Image.Image]:
+        asked.append((list(prompts), list(settings["seeds"])))
+        return [Image.new("RGB", (64, 64), (10, 20, 30 * len(asked))) for _ in prompts]
+
+    monkeypatch.setattr(compare, "generate", paint)
+    return asked
+
+
+@pytest.fixture
 def saved(workspace: Workspace, tiny_model_folder: ModelFolder) -> list[Path]:
     """Two saved checkpoints that the model remembers, and its last training."""
     paths = [workspace.checkpoints_dir / f"tiny_{step}.safetensors" for step in (100, 200)]
@@ -107,6 +120,7 @@ def test_all_saved_checkpoints_are_compared_with_the_base(
     assert [e.done for e in events if isinstance(e, PhaseProgress)] == [1, 2, 3]
 
 
+@pytest.mark.usefixtures("painted")
 def test_the_sheet_shows_every_picture_and_marks_the_best(
     workspace: Workspace, saved: list[Path], judge: FakeJudge
 ) -> None:
@@ -124,21 +138,15 @@ def test_the_sheet_shows_every_picture_and_marks_the_best(
 
 
 def test_every_checkpoint_draws_from_the_same_seeds(
-    workspace: Workspace, saved: list[Path], monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, saved: list[Path], painted: list[tuple[list[str], list[int]]]
 ) -> None:
-    asked: list[tuple[list[str], list[int]]] = []
-
-    def fake(_: Any, prompts: Sequence[str], *__: Any, **settings: Any) -> list[Image.Image]:
-        asked.append((list(prompts), list(settings["seeds"])))
-        return [Image.new("RGB", (64, 64)) for _ in prompts]
-
-    monkeypatch.setattr(compare, "generate", fake)
     run(config(prompts=[], seed=5, checkpoints=[str(saved[0])]), stage_context(workspace))
     subject, elsewhere = "photo of a zwx man", "photo of a zwx man at the beach"
     prompts = [subject] * 2 + [elsewhere] * 2 + ["photo of a man"] * 2
-    assert asked == [(prompts, [5, 6, 5, 6, 5, 6])] * 2
+    assert painted == [(prompts, [5, 6, 5, 6, 5, 6])] * 2
 
 
+@pytest.mark.usefixtures("painted")
 def test_without_a_subject_there_is_the_sheet_and_a_word_about_it(
     workspace: Workspace, saved: list[Path], tmp_path: Path
 ) -> None:
@@ -154,6 +162,7 @@ def test_without_a_subject_there_is_the_sheet_and_a_word_about_it(
     assert not (pixels[:, 0] == MARK).all(axis=-1).any()
 
 
+@pytest.mark.usefixtures("painted")
 def test_a_checkpoint_that_is_gone_is_left_out_aloud(
     workspace: Workspace, saved: list[Path]
 ) -> None:
@@ -165,6 +174,7 @@ def test_a_checkpoint_that_is_gone_is_left_out_aloud(
     assert len(notices) == 1 and str(saved[0]) in notices[0]
 
 
+@pytest.mark.usefixtures("painted")
 def test_a_stop_gives_the_sheet_of_what_is_drawn(workspace: Workspace, saved: list[Path]) -> None:
     assert saved
     context = stage_context(workspace)

@@ -62,7 +62,7 @@ def test_the_base_has_no_drift() -> None:
 
 def test_pixel_difference_is_a_share_of_the_range() -> None:
     assert pixel_difference([gray(0)], [gray(255)]) == pytest.approx(1.0)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="zip"):
         pixel_difference([gray(0)], [])
 
 

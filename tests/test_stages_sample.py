@@ -16,7 +16,6 @@ from dreambooth_core.families import load_components
 from dreambooth_core.job.commands import Command, send
 from dreambooth_core.job.events import Event, Notice, PhaseStarted, SampleSaved
 from dreambooth_core.job.workspace import ModelFolder, Workspace
-
 from dreambooth_core.stages.sample import run
 from dreambooth_core.stages.training_state import Progress, TrainingState, save_state
 from tests.tiny import stage_context, write_tiny_checkpoint

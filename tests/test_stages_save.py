@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -203,6 +205,16 @@ def test_a_damaged_record_is_named(tiny_model_folder: ModelFolder, tmp_path: Pat
         save_checkpoint(tiny_model_folder, tmp_path / "out.safetensors", {}, "fp16")
 
 
+def test_a_full_disk_is_noticed_before_work(
+    tiny_model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")(2**30, 2**30 - 10, 10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(InputError, match=r"The checkpoint needs 0\.1 GB, and .* has 0\.0 GB"):
+        save_checkpoint(tiny_model_folder, tmp_path / "sub" / "out.safetensors", {}, "fp16")
+    assert list((tmp_path / "sub").iterdir()) == []
+
+
 def test_a_file_that_exists_is_never_written_over(tmp_path: Path) -> None:
     first = checkpoint_path(tmp_path, "man", 400)
     assert first == tmp_path / "man_400.safetensors"
@@ -233,7 +245,7 @@ def keep_state(folder: ModelFolder, run_id: str, step: int, value: float) -> Non
         seed=1,
         settings={},
         weights=trained,
-        ema=average,  # type: ignore[arg-type]
+        ema=average,
         optimizer={},
     )
     save_state(folder, run_id, state)
@@ -242,6 +254,7 @@ def keep_state(folder: ModelFolder, run_id: str, step: int, value: float) -> Non
 @pytest.mark.parametrize(
     ("settings", "name", "value"),
     [
+        ({"use_ema": True}, "tiny_20", 2.5),
         ({"use_ema": False, "step": 20}, "tiny_20", 2.0),
         ({"use_ema": False, "step": 10, "name": "other"}, "other_10", 1.0),
     ],
@@ -254,7 +267,7 @@ def test_the_asked_for_state_is_saved(
     value: float,
 ) -> None:
     keep_state(tiny_model_folder, "run", 10, 1.0)
-    keep_state(tiny_model_folder, "run", 20, 2.0)
+    keep_state(tiny_model_folder, "run", 20, 2.0)  # the newest
     events: list[Event] = []
     config = SaveConfig(model="tiny", subfolder="sub", **settings)  # type: ignore[arg-type]
     summary = save.run(config, stage_context(workspace, events))
@@ -266,7 +279,9 @@ def test_the_asked_for_state_is_saved(
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert events == [CheckpointSaved(str(path), step, step // 10, digest, size)]
     assert tiny_model_folder.read_info().checkpoints == [str(path)]
-    assert read_header(path).metadata["dreambooth.step"] == str(step)
+    metadata = read_header(path).metadata
+    assert metadata["dreambooth.step"] == str(step)
+    assert metadata["dreambooth.ema"] == ("true" if settings["use_ema"] else "false")
 
 
 def test_a_state_that_is_not_there_is_an_error(

@@ -59,7 +59,9 @@ def family(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeFamily]:
     AcceleratorState._reset_state(True)
 
 
-def make_batch(count: int, is_class: Sequence[bool] = (), prior: float = 1.0, seed: int = 0) -> Batch:
+def make_batch(
+    count: int, is_class: Sequence[bool] = (), prior: float = 1.0, seed: int = 0
+) -> Batch:
     """A batch of random latents without spread; class examples weigh `prior`."""
     flags = list(is_class) or [False] * count
     generator = torch.Generator().manual_seed(seed)
@@ -70,9 +72,7 @@ def make_batch(count: int, is_class: Sequence[bool] = (), prior: float = 1.0, se
 
 def make_objective(weight: float = 0.0, kind: str = "epsilon", **loss: Any) -> Objective:
     """An objective over the one-weight network."""
-    components: Any = SimpleNamespace(
-        family="fake", unet=OneWeight(weight), prediction_type=kind
-    )
+    components: Any = SimpleNamespace(family="fake", unet=OneWeight(weight), prediction_type=kind)
     encode: Any = list
     settings = LossSection(**loss)
     return Objective(components, encode, ALPHAS_CUMPROD, settings, torch.device("cpu"))

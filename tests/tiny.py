@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
+from math import prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,7 @@ def random_weight(key: str, shape: tuple[int, ...], generator: torch.Generator) 
         return 1 + 0.02 * noise
     if "embedding" in key:
         return 0.1 * noise
-    return noise / prod(shape[1:]) ** 0.5
+    return noise / sqrt(prod(shape[1:]))
 
 
 def tiny_weights(layout: Layout = TINY, seed: int = 0) -> dict[str, torch.Tensor]:

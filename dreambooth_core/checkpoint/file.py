@@ -332,4 +332,4 @@ def _allocate(size: int) -> memoryview:
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     """Return a view of the memory of a contiguous tensor."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

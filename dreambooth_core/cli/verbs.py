@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from dreambooth_core import demo
 from dreambooth_core.cli.flags import config_from
 from dreambooth_core.cli.follow import follow, watch
-from dreambooth_core.cli.views import make_view
+from dreambooth_core.cli.views import JsonView, PlainView, View
 from dreambooth_core.config.schema import JOB_CONFIGS, JobConfig, TrainConfig
 from dreambooth_core.errors import InputError
 from dreambooth_core.job.commands import Command
@@ -30,6 +32,18 @@ def workspace_of(options: argparse.Namespace) -> Workspace:
     if here.parent.name == "extensions" and (here.parents[1] / "models").is_dir():
         return Workspace(here.parents[1])
     return Workspace(here)
+
+
+def make_view(as_json: bool) -> View:
+    """Return the view for this process's output."""
+    if as_json:
+        return JsonView(sys.stdout, sys.stderr)
+    if sys.stdout.isatty():
+        # rich takes a moment to load, and help and errors do without it.
+        from dreambooth_core.cli.terminal import TerminalView
+
+        return TerminalView()
+    return PlainView(sys.stdout)
 
 
 def run_job(options: argparse.Namespace) -> int:
@@ -88,8 +102,6 @@ def resume_model(options: argparse.Namespace) -> int:
 
 def run_demo(options: argparse.Namespace) -> int:
     """Run the demo's jobs one after the other, until one does not finish."""
-    from dreambooth_core import demo
-
     workspace = workspace_of(options)
     for kind, config in demo.steps(workspace):
         code = _launch_and_follow(workspace, kind, config, options.json)

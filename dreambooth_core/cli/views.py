@@ -80,15 +80,19 @@ class PlainView(View):
         self.out = out
         self.clock = clock
         self._last_progress = float("-inf")
+        self._units: dict[str, str] = {}
 
     def show(self, event: Event) -> None:
         """Write the event's lines, unless it is progress that comes too soon after the last."""
         if isinstance(event, StepDone):
             self._progress(step_line(event), event.step in (1, event.total_steps))
         elif isinstance(event, PhaseProgress):
-            line = f"  {event.phase}: {count_of(event.done, event.total)}"
+            unit = self._units.get(event.phase, "")
+            line = f"  {event.phase}: {count_of(event.done, event.total, unit)}"
             self._progress(line, event.done == event.total)
         else:
+            if isinstance(event, PhaseStarted):
+                self._units[event.phase] = event.unit
             for line in lines_of(event):
                 self.say(line)
 
@@ -101,18 +105,6 @@ class PlainView(View):
         if important or now - self._last_progress >= SECONDS_BETWEEN_LINES:
             self._last_progress = now
             self.say(line)
-
-
-def make_view(as_json: bool) -> View:
-    """Return the view for this process's output."""
-    if as_json:
-        return JsonView(sys.stdout, sys.stderr)
-    if sys.stdout.isatty():
-        # rich takes a moment to load, and help and errors do without it.
-        from dreambooth_core.cli.terminal import TerminalView
-
-        return TerminalView()
-    return PlainView(sys.stdout)
 
 
 def show_error(error: DreamboothError, as_json: bool) -> None:
@@ -143,7 +135,10 @@ def step_line(event: StepDone) -> str:
 
 
 def count_of(done: int, total: int, unit: str = "") -> str:
-    """Return "3/10 images", or "3 images" where the total is not known."""
+    """Return "3/10 images", or "3 images" where the total is not known; bytes in megabytes."""
+    if unit == "bytes":
+        whole = f"/{total / 1e6:.1f}" if total else ""
+        return f"{done / 1e6:.1f}{whole} MB"
     amount = f"{done}/{total}" if total else f"{done}"
     return f"{amount} {unit}".rstrip()
 
@@ -156,11 +151,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m {whole % 60:02d}s"
     return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-
-
-def megabytes(size: int) -> str:
-    """Return a file's size in megabytes."""
-    return f"{size / 1e6:.1f} MB"
 
 
 def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -195,7 +185,9 @@ _TELLERS: dict[type[Event], Callable[[Any], list[str]]] = {
     PhaseStarted: _tell_phase,
     PlanMade: lambda e: ["Plan:", *(f"  {line}" for line in e.lines)],
     SampleSaved: lambda e: [f"  picture (step {e.step}, seed {e.seed}): {e.path}"],
-    CheckpointSaved: lambda e: [f"  checkpoint (step {e.step}, {megabytes(e.size)}): {e.path}"],
+    CheckpointSaved: lambda e: [
+        f"  checkpoint (step {e.step}, {count_of(e.size, 0, 'bytes')}): {e.path}"
+    ],
     StateSaved: lambda e: [f"  training state (step {e.step}): {e.path}"],
     Notice: lambda e: [f"{'warning' if e.level == 'warning' else 'note'}: {e.message}"],
     JobFinished: lambda e: ["Done.", *summary_lines(e.summary)],

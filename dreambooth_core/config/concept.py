@@ -21,8 +21,8 @@ class Concept:
     class_folder: str = control(
         "",
         "Class images folder",
-        "A folder with your own class images. Empty keeps made ones in the model's folder. "
-        "Missing ones are made and added.",
+        "A folder with your own class images; nothing is written into it. What is still missing "
+        "is made by the model and kept in the model's folder, as all are if this is empty.",
         kind="folder",
     )
     instance_prompt: str = control(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dreambooth_core.checkpoint.header import read_header
@@ -79,17 +79,7 @@ def check_save(config: SaveConfig, workspace: Workspace | None) -> list[Problem]
     states = _states(workspace, config.model)
     if not states:
         return [Problem("model", f"{config.model!r} has no training state yet.", "Train it first.")]
-    runs = sorted({state.parent.name for state in states})
-    if config.run and config.run not in runs:
-        return [
-            Problem("run", f"there is no run {config.run!r}.", f"There are: {', '.join(runs)}.")
-        ]
-    run = config.run or runs[-1]
-    steps = sorted(_step_of(state) for state in states if state.parent.name == run)
-    if config.step and config.step not in steps:
-        kept = ", ".join(map(str, steps))
-        return [Problem("step", f"{run} has no state of step {config.step}.", f"Kept: {kept}.")]
-    return []
+    return _check_state(config, states)
 
 
 def check_compare(config: CompareConfig, workspace: Workspace | None) -> list[Problem]:
@@ -120,6 +110,21 @@ def _check_checkpoints(field: str, names: Iterable[str], workspace: Workspace) -
     return problems
 
 
+def _check_state(config: SaveConfig, states: Sequence[Path]) -> list[Problem]:
+    """Return whether the run and step that were named are among the states, newest run last."""
+    runs = sorted({state.parent.name for state in states})
+    if config.run and config.run not in runs:
+        return [
+            Problem("run", f"there is no run {config.run!r}.", f"There are: {', '.join(runs)}.")
+        ]
+    run = config.run or runs[-1]
+    steps = sorted(_step_of(state) for state in states if state.parent.name == run)
+    if config.step and config.step not in steps:
+        kept = ", ".join(map(str, steps))
+        return [Problem("step", f"{run} has no state of step {config.step}.", f"Kept: {kept}.")]
+    return []
+
+
 def _check_concept(concept: Concept, path: str, prior_loss_weight: float) -> list[Problem]:
     problems = []
     if not concept.instance_prompt.strip():
@@ -128,6 +133,14 @@ def _check_concept(concept: Concept, path: str, prior_loss_weight: float) -> lis
                 f"{path}.instance_prompt",
                 "is empty.",
                 "Use [filewords] for the pictures' captions, or say what they show.",
+            )
+        )
+    if concept.class_folder and not concept.class_images_per_instance_image:
+        problems.append(
+            Problem(
+                f"{path}.class_images_per_instance_image",
+                "is 0, so the pictures of class_folder would not be used.",
+                "Raise it, or leave class_folder empty.",
             )
         )
     if concept.class_images_per_instance_image:

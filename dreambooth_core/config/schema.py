@@ -83,7 +83,7 @@ class CreateConfig:
 class TrainConfig:
     """Train a model on pictures of one or more concepts."""
 
-    model: str = control(REQUIRED, "Model", "The model to train.", kind="model")
+    model: str = control(REQUIRED, "Model", "The name of the model to train.", kind="model")
     seed: int = control(
         420420,
         "Seed",
@@ -130,7 +130,7 @@ class TrainConfig:
 class SampleConfig:
     """Make pictures with a model or a saved checkpoint."""
 
-    model: str = control(REQUIRED, "Model", "The model to draw with.", kind="model")
+    model: str = control(REQUIRED, "Model", "The name of the model to draw with.", kind="model")
     checkpoint: str = control(
         "",
         "Checkpoint",
@@ -221,7 +221,7 @@ class SampleConfig:
 class SaveConfig:
     """Write a checkpoint file from a training state."""
 
-    model: str = control(REQUIRED, "Model", "The model to save.", kind="model")
+    model: str = control(REQUIRED, "Model", "The name of the model to save.", kind="model")
     run: str = control(
         "", "Run", "The training run whose state to save. Empty takes the newest.", kind="run"
     )

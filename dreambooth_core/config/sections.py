@@ -368,8 +368,8 @@ class ImagesSection:
     crop: str = control(
         "center",
         "Crop",
-        "What is kept when a picture does not quite fit its shape: the center, or a random part "
-        "chosen anew each time the picture is prepared.",
+        "What is kept when a picture does not quite fit its shape: the center, or a part drawn "
+        "anew each time the picture is shown.",
         choices=("center", "random"),
     )
     cache_latents: str = control(

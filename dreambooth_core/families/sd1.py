@@ -6,6 +6,7 @@ Shapes: B examples, C latent channels, h w latent size, H W pixels, T tokens, D 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -89,8 +90,9 @@ class StableDiffusion1(Family):
             if component == "text_encoder":
                 text_config = CLIPTextConfig(**config, attn_implementation="sdpa")
                 return CLIPTextModel(text_config)
-            model = UNet2DConditionModel if component == "unet" else AutoencoderKL
-            return model.from_config(config)  # type: ignore[no-any-return]
+            kind: Any = UNet2DConditionModel if component == "unet" else AutoencoderKL
+            network: torch.nn.Module = kind.from_config(config)
+            return network
 
     def encode_prompts(
         self, components: Components, prompts: Sequence[str], clip_skip: int = 1

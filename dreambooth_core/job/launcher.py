@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ from dreambooth_core.job.workspace import Workspace
 
 POLL_SECONDS = 0.1
 STARTING_SECONDS = 30.0
+ENDING_SECONDS = 20.0
 LOG_TAIL_LINES = 5
+WORKER_MODULE = "dreambooth_core.worker"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -105,7 +108,8 @@ class Job:
     def _reap(self) -> None:
         """Let an ended worker go, so that it does not stay as a zombie."""
         if self.process is not None:
-            self.process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(ENDING_SECONDS)
 
     def _death(self) -> JobFailed:
         code = self.process.poll() if self.process is not None else None
@@ -192,7 +196,7 @@ def _start_worker(folder: Path, python: str) -> subprocess.Popen[bytes]:
         options = {"creationflags": flags}
     with log_path(folder).open("ab") as log:
         return subprocess.Popen(
-            [python, "-m", "dreambooth_core.worker", str(folder)],
+            [python, "-m", WORKER_MODULE, str(folder)],
             # `-m` puts the current folder first on the path; the run folder holds no modules.
             cwd=folder,
             env=worker_environment(os.environ),

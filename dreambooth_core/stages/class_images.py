@@ -26,13 +26,14 @@ from dreambooth_core.data.images import image_size, list_images
 from dreambooth_core.families import FAMILIES, load_components
 from dreambooth_core.families.base import Components
 from dreambooth_core.job.context import RunContext
-from dreambooth_core.job.events import PhaseProgress, PhaseStarted, PlanMade, SampleSaved
+from dreambooth_core.job.events import PhaseProgress, PhaseStarted, PlanMade
 from dreambooth_core.job.storage import atomic_write_bytes
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.device import autocast, place, resolve_device
 from dreambooth_core.stages.sampling import generate, picture_info, read_png, save_png
 
 PHASE = "class images"
+_NOT_IN_KEY = ("class_folder", "class_images_per_instance_image", "class_seed", "class_token")
 
 
 @dataclass(frozen=True)
@@ -124,16 +125,13 @@ def _settings_key(config: TrainConfig, concept: Concept, model: ModelFolder) -> 
     settings: dict[str, Any] = {
         name: value
         for name, value in dataclasses.asdict(concept).items()
-        if name.startswith("class_") and name not in ("class_folder", *_COUNTS)
+        if name.startswith("class_") and name not in _NOT_IN_KEY
     }
     settings["seed"] = _base_seed(config, concept)
     settings["clip_skip"] = config.text_encoder.clip_skip
     settings["source"] = model.read_info().source_sha256
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
-
-
-_COUNTS = ("class_images_per_instance_image", "class_seed", "class_token")
 
 
 def _base_seed(config: TrainConfig, concept: Concept) -> int:
@@ -233,7 +231,7 @@ def _paint_group(
 
 def _save(
     config: TrainConfig, concept: Concept, plan: ConceptPlan, number: int, picture: Image.Image
-) -> SampleSaved:
+) -> None:
     want, seed, path = plan.missing[number], plan.base_seed + number, _file(plan.folder, number)
     # The prompt goes first: a picture that is there always has one.
     atomic_write_bytes(path.with_suffix(".txt"), want.prompt.encode("utf-8"))
@@ -248,7 +246,6 @@ def _save(
         model=config.model,
     )
     save_png(picture, path, text)
-    return SampleSaved(str(path), want.prompt, seed)
 
 
 def _make_missing(
@@ -261,7 +258,7 @@ def _make_missing(
     for concept, plan in zip(config.concepts, plans, strict=True):
         for group in _by_size(plan.missing):
             for number, _, picture in _paint_group(config, concept, plan, components, group):
-                context.emit(_save(config, concept, plan, number, picture))
+                _save(config, concept, plan, number, picture)
                 done += 1
                 context.emit(PhaseProgress(PHASE, done, total))
                 if any(command.name.startswith("stop") for command in context.commands.poll()):

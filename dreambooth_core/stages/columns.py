@@ -59,6 +59,12 @@ def concept_columns(concept: Concept, setting: str = NEW_SETTING) -> list[Column
     return columns
 
 
+def _asked_column(prompt: str, tokens: Sequence[str]) -> Column:
+    if any(has_word(prompt, token) for token in tokens):
+        return Column(prompt, "with the token", has_token=True)
+    return Column(prompt, "without the token" if tokens else "")
+
+
 def comparison_columns(
     config: CompareConfig, concepts: Sequence[Concept], setting: str = NEW_SETTING
 ) -> list[Column]:
@@ -66,10 +72,7 @@ def comparison_columns(
     tokens = [concept.instance_token for concept in concepts if concept.instance_token]
     prompts = [prompt for prompt in config.prompts if prompt.strip()]
     if prompts:
-        return [
-            Column(prompt, has_token=any(has_word(prompt, token) for token in tokens))
-            for prompt in prompts
-        ]
+        return [_asked_column(prompt, tokens) for prompt in prompts]
     columns = [column for concept in concepts for column in concept_columns(concept, setting)]
     if not columns:
         raise InputError(

@@ -34,13 +34,11 @@ from dreambooth_core.job.storage import (
     sync_folder,
 )
 from dreambooth_core.job.workspace import ModelFolder, ModelInfo
+from dreambooth_core.stages.disk import require_space
 
 PHASE = "create"
 EXTRAS = "extras"
 EMA_PREFIX = "model_ema."
-SPARE_BYTES = 64 * 2**20
-"""Room that must be left on the disk beside the model itself."""
-
 PROGRESS_SECONDS = 0.5
 DTYPE_LABELS = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F64": "fp64"}
 PIPELINE = {
@@ -89,13 +87,13 @@ def run(config: CreateConfig, context: RunContext) -> dict[str, Any]:
     folder = context.workspace.model(config.name)
     if folder.path.exists():
         raise ModelExistsError(
-            f"There is a model named {config.name!r} already.",
-            remedy="Choose another name, or delete it first.",
+            f"There is a model named {config.name!r} already, in {folder.path}.",
+            remedy="Choose another name, or delete that folder first.",
             field="name",
         )
     source = read_source(_source_path(config, context))
     routes = plan_routes(source, config.extract_ema)
-    _check_space(folder.path.parent, source.header)
+    require_space(folder.path.parent, source.header.file_size, "The model")
     try:
         with _new_folder(folder) as building:
             digest = _copy_tensors(source, routes, building, context)
@@ -161,18 +159,6 @@ def _source_path(config: CreateConfig, context: RunContext) -> Path:
             field="source",
         )
     return context.workspace.find_checkpoint(config.source)
-
-
-def _check_space(models_dir: Path, header: Header) -> None:
-    models_dir.mkdir(parents=True, exist_ok=True)
-    needed = header.file_size + SPARE_BYTES
-    free = shutil.disk_usage(models_dir).free
-    if free < needed:
-        raise InputError(
-            f"The model needs {needed / 2**30:.1f} GB, and {models_dir} has {free / 2**30:.1f} GB"
-            " free.",
-            remedy="Free some space on that disk.",
-        )
 
 
 @contextmanager

@@ -96,7 +96,9 @@ def cache_latents(
     family, device = FAMILIES[components.family], components.vae.device
 
     def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return family.encode_images(components, pixels.to(device))
+        mean, deviation = family.encode_images(components, pixels.to(device))
+        # In one order of memory, whatever the convolutions chose: latents from disk have that one.
+        return mean.contiguous(), deviation.contiguous()
 
     def progress(done: int, total: int) -> None:
         context.emit(PhaseProgress(PHASE, done, total))

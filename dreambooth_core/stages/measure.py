@@ -1,4 +1,4 @@
-"""How good a checkpoint is, in numbers: likeness, obedience, leak, diversity, drift, and a verdict."""
+"""How good a checkpoint is: likeness, obedience, leak, diversity, drift, and a verdict."""
 
 from __future__ import annotations
 

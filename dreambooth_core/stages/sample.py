@@ -1,4 +1,4 @@
-"""Pictures on request: from a saved checkpoint, the newest training state or the model as created."""
+"""Pictures on request, from a saved checkpoint, the newest training state or the base."""
 
 from __future__ import annotations
 

@@ -41,7 +41,13 @@ from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import CheckpointSaved
 from dreambooth_core.job.storage import atomic_write_bytes
 from dreambooth_core.job.workspace import ModelFolder, check_name
-from dreambooth_core.stages.training_state import latest_state, state_progress, trained_weights
+from dreambooth_core.stages.disk import require_space
+from dreambooth_core.stages.training_state import (
+    EMA_FILE,
+    latest_state,
+    state_progress,
+    trained_weights,
+)
 
 SAVED_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 SOURCE_DTYPE = "source"
@@ -109,6 +115,7 @@ def save_checkpoint(
     try:
         with ExitStack() as stack:
             entries = _entries(folder, weights, dtype, stack)
+            require_space(path.parent, sum(entry.size for entry in entries), "The checkpoint")
             if kept.exists():
                 atomic_write_bytes(side, kept.read_bytes())
             return write_checkpoint(path, entries, header)
@@ -140,7 +147,8 @@ def _trained(folder: ModelFolder, config: SaveConfig) -> _Trained:
     state = latest_state(folder, config.run, config.step)
     if state is not None:
         progress = state_progress(state)
-        metadata = training_metadata(progress.step, progress.epoch, uses_ema=config.use_ema)
+        averaged = config.use_ema and (state / EMA_FILE).exists()
+        metadata = training_metadata(progress.step, progress.epoch, uses_ema=averaged)
         weights = trained_weights(state, config.use_ema)
         return _Trained(weights, progress.step, progress.epoch, metadata)
     if config.run or config.step:

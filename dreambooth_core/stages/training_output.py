@@ -170,7 +170,7 @@ def _ready_to_draw(trainer: Trainer) -> Iterator[None]:
     """Bring the whole model to the device for the block, with the EMA in it if asked for."""
     device, ema = trainer.objective.device, trainer.ema
     modules = trainer.components.modules().values()
-    resting = [module for module in modules if module.device.type != device.type]
+    resting = [m for m in modules if next(m.parameters()).device.type != device.type]
     averaged = ema is not None and trainer.config.previews.use_ema
     weights = ema.swapped_in() if ema is not None and averaged else nullcontext()
     with weights, trainer.accelerator.autocast():
@@ -195,4 +195,5 @@ def _memory_mb(device: torch.device) -> float:
     """Return the most memory that was in use on the GPU, or what the process uses on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return psutil.Process().memory_info().rss / 2**20
+    resident: int = psutil.Process().memory_info().rss
+    return resident / 2**20

@@ -101,10 +101,13 @@ def train_step(
     """
     for _ in range(MAX_LOSS_SCALE_HALVINGS):
         losses = _backward(accelerator, objective, batches, StepStreams.of_step(seed, step))
-        grad_norm = _clip(accelerator, optimizer, max_grad_norm)
-        result = _read(losses, batches, grad_norm)
-        _require_finite_loss(result, step)
+        accelerator.unscale_gradients(optimizer)
+        gradients = _gradients(optimizer)
+        result = _read(losses, batches, _norm(gradients))
+        if not math.isfinite(result.loss):
+            raise _non_finite("loss", step)
         if math.isfinite(result.grad_norm):
+            _clip(gradients, result.grad_norm, max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             return result
@@ -130,12 +133,26 @@ def _backward(
     return torch.cat(losses)
 
 
-def _clip(
-    accelerator: Accelerator, optimizer: AcceleratedOptimizer, max_grad_norm: float
-) -> Tensor:
-    """Scale the gradients down to `max_grad_norm` (0: leave them); return their norm before."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
+def _gradients(optimizer: AcceleratedOptimizer) -> list[Tensor]:
+    parameters = (p for group in optimizer.param_groups for p in group["params"])
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all gradients together, a scalar."""
+    norms: tuple[Tensor, ...] = torch._foreach_norm(list(gradients))
+    norm: Tensor = torch.stack(norms).norm()
+    return norm
+
+
+def _clip(gradients: Sequence[Tensor], norm: float, max_norm: float) -> None:
+    """Scale the gradients so that their norm is at most `max_norm`; 0 leaves them as they are.
+
+    Pascanu et al. 2012 (arXiv 1211.5063), algorithm 1. The norm is on the host already, so the
+    usual step, which is not clipped, is spared a pass over all gradients.
+    """
+    if 0 < max_norm < norm:
+        torch._foreach_mul_(list(gradients), max_norm / norm)
 
 
 def _read(losses: Tensor, batches: Sequence[Batch], grad_norm: Tensor) -> StepResult:
@@ -155,11 +172,6 @@ def _read(losses: Tensor, batches: Sequence[Batch], grad_norm: Tensor) -> StepRe
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-def _require_finite_loss(result: StepResult, step: int) -> None:
-    if not math.isfinite(result.loss):
-        raise _non_finite("loss", step)
 
 
 def _non_finite(what: str, step: int) -> NonFiniteError:

@@ -27,8 +27,7 @@ def _beach(rng: random.Random) -> Pen:
 
 def _night(rng: random.Random) -> Pen:
     pen = _two_grounds((32, 40, 105), (22, 26, 62), rng.uniform(96, 106))
-    side = rng.choice((16, 112))
-    pen.circle(side + rng.uniform(-4, 4), 20 + rng.uniform(-5, 5), 10, (250, 240, 180))
+    pen.circle(16 + rng.uniform(-4, 4), 20 + rng.uniform(-5, 5), 10, (250, 240, 180))
     return pen
 
 

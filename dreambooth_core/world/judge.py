@@ -17,15 +17,36 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dreambooth_core.errors import InputError
-from dreambooth_core.world.palette import ATTRIBUTES
+from dreambooth_core.world.palette import (
+    ALL_COLORS,
+    ATTRIBUTES,
+    FLAT_BACKGROUNDS,
+    HAIR_COLORS,
+    SKIN,
+)
 
 SIDE = 64
 FEATURES = 160
 ASSET = Path(__file__).parent / "assets" / "judge.safetensors"
 _VALUES = [len(values) for values in ATTRIBUTES.values()]
-_LAYERS = ((24, 5, 2), (48, 3, 2), (64, 3, 1), (96, 3, 2), (128, 3, 2))
-"""Channels, kernel and stride of each convolution."""
+CELL = 4
+COLORED = (
+    "color",
+    "second",
+    "hat_color",
+    "legs_color",
+    "hair_color",
+    "skin",
+    "collar",
+    "background",
+)
+"""The attributes whose values are colours: what is looked for in each is a place."""
 
+_PROTOTYPES = {**ALL_COLORS, **FLAT_BACKGROUNDS, **SKIN, **HAIR_COLORS}
+_COLORS = len(_PROTOTYPES)
+_SHARPNESS = 35.0
+_PLACES = 12
+"""Places in a picture that are told apart: those of the coloured attributes, and four more."""
 _FLOOR = -7.0
 _BATCH = 32
 
@@ -46,32 +67,93 @@ def reduce_pixels(pixels: Tensor) -> Tensor:
     return F.interpolate(pixels, size=(SIDE, SIDE), mode="area")
 
 
+class ColorCells(nn.Module):
+    """How much of each colour of the palette is where: what a colour is need not be learnt.
+
+    Every pixel is shared out among the colours c by softmax(-s |x - c|^2); the shares and the
+    pixel itself are then averaged over cells of 4 by 4 pixels.
+    """
+
+    def __init__(self) -> None:
+        """Take the colours from the palette."""
+        super().__init__()
+        colors = torch.tensor(list(_PROTOTYPES.values())) / 255
+        self.register_buffer("colors", colors, persistent=False)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels that come out."""
+        return len(_PROTOTYPES) + 3
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return cells (B, colours + 3, H / 4, W / 4) of pixels (B, 3, H, W) in 0..1."""
+        colors: Tensor = self.colors  # type: ignore[assignment]
+        # |x|^2 is the same for all colours, so that the softmax does without it.
+        nearness = F.conv2d(pixels, 2 * colors[:, :, None, None], -colors.square().sum(1))
+        shares = (_SHARPNESS * nearness).softmax(dim=1)
+        return F.avg_pool2d(torch.cat([shares, pixels], dim=1), CELL)
+
+
+def _block(channels: int, width: int, stride: int) -> nn.Sequential:
+    # One group: with more, each group's mean is lost, and with it colours.
+    norm = nn.GroupNorm(1, width)
+    return nn.Sequential(nn.Conv2d(channels, width, 3, stride, padding=1), norm, nn.ReLU())
+
+
 class JudgeNetwork(nn.Module):
-    """A small convolutional network with one classifier for each attribute."""
+    """A small convolutional network with one classifier for each attribute.
+
+    It finds places first (the hat, the shirt) and then which colours are there, so that it need
+    not learn every colour in every place. Where the colours of a place are is the place's shape,
+    whatever they are: stripes are found so.
+    """
 
     def __init__(self) -> None:
         """Build it with random weights."""
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for width, kernel, stride in _LAYERS:
-            layers += [
-                nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2),
-                # One group: with more, each group's mean is lost, and with it colours.
-                nn.GroupNorm(1, width),
-                nn.ReLU(),
-            ]
-            channels = width
-        flat = 48 * (SIDE // 16) ** 2
-        self.body = nn.Sequential(*layers, nn.Conv2d(channels, 48, 1), nn.Flatten())
+        self.cells = ColorCells()
+        self.near = _block(self.cells.channels, 48, 1)
+        self.far = nn.Sequential(_block(48, 64, 2), _block(64, 64, 1))
+        self.places = nn.Conv2d(48 + 64, _PLACES, 1)
+        squeeze = nn.Conv2d(128, 48, 1)
+        self.shape = nn.Sequential(
+            _block(48 + _PLACES, 96, 2), _block(96, 128, 2), squeeze, nn.Flatten()
+        )
+        flat = 48 * (SIDE // CELL // 4) ** 2 + _PLACES * _COLORS
         self.features = nn.Sequential(nn.ReLU(), nn.Linear(flat, FEATURES), nn.ReLU())
         self.heads = nn.Linear(FEATURES, sum(_VALUES))
+        self.trust = nn.Parameter(torch.ones(len(COLORED), 1))
+        self.register_buffer("match", _color_match(), persistent=False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return features (B, F) and each attribute's logits of pixels (B, 3, 64, 64) in 0..1."""
-        features = self.features(self.body(pixels * 2 - 1))
-        logits = self.heads(features).split(_VALUES, dim=1)
-        return features, dict(zip(ATTRIBUTES, logits, strict=True))
+        return self.read_cells(self.cells(pixels))
+
+    def read_cells(self, cells: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return features and logits of the colour cells of pictures."""
+        near = self.near(cells)
+        far = F.interpolate(self.far(near), scale_factor=2)
+        where = self.places(torch.cat([near, far], dim=1)).flatten(2).softmax(dim=2)
+        shares = cells[:, :_COLORS].flatten(2)
+        found = where @ shares.transpose(1, 2)  # (B, places, colours)
+        spread = (found @ shares).unflatten(2, cells.shape[2:])
+        shape = self.shape(torch.cat([near, spread], dim=1))
+        features = self.features(torch.cat([shape, 4 * found.flatten(1)], dim=1))
+        match: Tensor = self.match  # type: ignore[assignment]
+        named = self.trust * (found[:, : len(COLORED)] + 0.03).log()
+        logits = self.heads(features) + named.flatten(1) @ match
+        return features, dict(zip(ATTRIBUTES, logits.split(_VALUES, dim=1), strict=True))
+
+
+def _color_match() -> Tensor:
+    """Return which logit (places times colours, A) a colour found in a place speaks for."""
+    values = [(name, value) for name, names in ATTRIBUTES.items() for value in names]
+    match = torch.zeros(len(COLORED), _COLORS, len(values))
+    for column, (name, value) in enumerate(values):
+        if name in COLORED and value in _PROTOTYPES:
+            match[COLORED.index(name), list(_PROTOTYPES).index(value), column] = 1
+    return match.flatten(0, 1)
 
 
 def signature(features: Tensor, logits: Mapping[str, Tensor]) -> Tensor:

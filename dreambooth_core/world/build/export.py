@@ -116,7 +116,7 @@ def export(
     atomic_write_bytes(path.with_suffix(".yaml"), side_yaml().encode())
     tensors = original_layout(unet, vae, text)
     entries = [
-        Entry(key, torch.float16, tuple(weight.shape), weight.half().contiguous)
+        Entry(key, "F16", tuple(weight.shape), weight.half().contiguous)
         for key, weight in sorted(tensors.items())
     ]
     return write_checkpoint(path, entries, metadata).size

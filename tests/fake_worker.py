@@ -1,0 +1,51 @@
+"""The worker with a stage that does what its first prompt says, so that jobs need no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from dreambooth_core import worker
+from dreambooth_core.config.schema import SampleConfig
+from dreambooth_core.errors import CheckpointError
+from dreambooth_core.job.context import RunContext
+from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted
+
+SECONDS = 60.0
+
+
+def run(config: SampleConfig, context: RunContext) -> dict[str, Any]:
+    """Do what the first prompt says."""
+    order = config.prompts[0]
+    context.emit(PhaseStarted("working", 2, "things"))
+    context.emit(PhaseProgress("working", 1, 2))
+    if order == "wait":
+        return _wait_for_stop(context)
+    if order == "die":
+        sys.stderr.write("line before the end\n")
+        sys.stderr.flush()
+        os.kill(os.getpid(), 9)
+    if order == "exit":
+        os._exit(3)
+    if order == "raise":
+        raise RuntimeError("a bug")
+    if order == "usage":
+        raise CheckpointError("x.safetensors is damaged.", remedy="Get it again.", field="source")
+    context.emit(Notice("info", f"offline {os.environ.get('HF_HUB_OFFLINE')}"))
+    return {"paths": ["one.png", "two.png"], "cwd": os.getcwd()}
+
+
+def _wait_for_stop(context: RunContext) -> dict[str, Any]:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        if any(command.name == "stop" for command in context.commands.poll()):
+            return {"stopped": True, "step": 5}
+        time.sleep(0.02)
+    return {"gave_up": True}
+
+
+if __name__ == "__main__":
+    worker.STAGES["sample"] = "tests.fake_worker"
+    sys.exit(worker.main(sys.argv[1:]))

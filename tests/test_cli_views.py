@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+from rich.console import Console
+
+from dreambooth_core.cli import views
+from dreambooth_core.cli.follow import Interrupter, exit_code
+from dreambooth_core.cli.terminal import TerminalView, step_numbers
+from dreambooth_core.cli.verbs import make_view
+from dreambooth_core.cli.views import JsonView, PlainView, count_of, duration, step_line
+from dreambooth_core.job.commands import Command
+from dreambooth_core.job.events import (
+    CheckpointSaved,
+    Event,
+    JobFailed,
+    JobFinished,
+    JobStarted,
+    JobStopped,
+    Notice,
+    PhaseProgress,
+    PhaseStarted,
+    PlanMade,
+    SampleSaved,
+    StateSaved,
+    StepDone,
+    UnknownEvent,
+)
+
+LONG = "/a/very/long/" + "x" * 200 + "/picture [1].png"
+STEP = StepDone(3, 10, 1, 0.5, 0.25, 0.75, {"unet": 1e-6}, 1.0, 2.0, 65.0, 10.0)
+STORY = [
+    JobStarted("train", "ada", "run1", 1, "1"),
+    PhaseStarted("cache", 10, "images"),
+    PhaseProgress("cache", 10, 10),
+    PhaseStarted("load"),
+    PlanMade(["12 steps"]),
+    STEP,
+    SampleSaved(LONG, "a dog", 7, 3),
+    CheckpointSaved("/c.safetensors", 3, 1, "ab", 2_500_000),
+    StateSaved("/state/3", 3),
+    Notice("warning", "careful [bold]"),
+    Notice("info", "by the way"),
+    UnknownEvent("later", {"x": 1}),
+    JobFinished({"final_step": 3, "checkpoints": ["/a", "/b"], "nothing": "", "n": {"a": 1}}),
+]
+
+
+def _plain(events: list[Event]) -> list[str]:
+    out, times = io.StringIO(), iter(range(0, 1000, 10))
+    with PlainView(out, clock=lambda: float(next(times))) as view:
+        for event in events:
+            view.show(event)
+    return out.getvalue().splitlines()
+
+
+def test_plain_lines() -> None:
+    assert _plain(STORY) == [
+        "Run run1: train of model ada",
+        "cache (10 images)",
+        "  cache: 10/10 images",
+        "load",
+        "Plan:",
+        "  12 steps",
+        "  step 3/10, epoch 2: loss 0.5000, (instance 0.2500, class 0.7500), 2.00 steps/s,"
+        " 1m 05s left",
+        f"  picture (step 3, seed 7): {LONG}",
+        "  checkpoint (step 3, 2.5 MB): /c.safetensors",
+        "  training state (step 3): /state/3",
+        "warning: careful [bold]",
+        "note: by the way",
+        'later: {"x": 1}',
+        "Done.",
+        "  final step: 3",
+        "  checkpoints:",
+        "    /a",
+        "    /b",
+        "  n: a 1",
+    ]
+
+
+def test_plain_endings() -> None:
+    assert _plain([JobStopped(3, {"a": 1})]) == ["Stopped at step 3.", "  a: 1"]
+    failed = JobFailed("is 1.", "Use 2.", "a.b", "InputError", 2)
+    assert _plain([failed]) == ["error: a.b: is 1.", "Use 2."]
+    assert _plain([JobFailed("a.b: is 1.", "", "a.b", "ConfigError")]) == ["error: a.b: is 1."]
+
+
+def test_plain_progress_is_not_too_much() -> None:
+    out, now = io.StringIO(), [0.0]
+    view = PlainView(out, clock=lambda: now[0])
+    for step in range(1, 101):
+        now[0] += 0.125
+        view.show(StepDone(step, 100, 0, 0.5, 0.5))
+    steps = [int(line.split("/")[0].split()[-1]) for line in out.getvalue().splitlines()]
+    assert steps == [1, 17, 33, 49, 65, 81, 97, 100]
+
+
+def test_a_step_without_class_images_has_one_loss() -> None:
+    line = step_line(StepDone(1, 2, 0, 0.5, 0.5, None, {}, 0.0, 1.0, 3.0))
+    assert line == "  step 1/2, epoch 1: loss 0.5000, 1.00 steps/s, 3s left"
+
+
+def test_counts() -> None:
+    assert count_of(3, 10, "images") == "3/10 images"
+    assert count_of(3, 0) == "3"
+    assert count_of(1_500_000, 3_000_000, "bytes") == "1.5/3.0 MB"
+    assert count_of(2_500_000, 0, "bytes") == "2.5 MB"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (59.4, "59s"), (60, "1m 00s"), (3599, "59m 59s"), (3600, "1h 00m"), (-1, "0s")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_json_lines() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    with JsonView(out, err) as view:
+        view.show(STEP)
+        view.say("words")
+    assert json.loads(out.getvalue())["event"] == "step_done"
+    assert err.getvalue() == "words\n"
+
+
+def test_the_terminal_shows_all_of_it() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=100, color_system=None)
+    with TerminalView(console) as view:
+        for event in STORY:
+            view.show(event)
+    text = out.getvalue()
+    assert LONG in text.replace("\n", "")
+    assert "careful [bold]" in text
+    assert "/c.safetensors" in text
+    assert "10/10 images" in text
+    assert step_numbers(STEP) == "2.00 it/s, 1m 05s left, loss 0.5000"
+    assert "3/10" in text
+    assert "loss 0.5000" in text
+
+
+def test_the_view_fits_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(make_view(as_json=True), JsonView)
+    assert isinstance(make_view(as_json=False), PlainView)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert isinstance(make_view(as_json=False), TerminalView)
+
+
+def test_exit_codes() -> None:
+    assert exit_code(JobFinished({})) == 0
+    assert exit_code(JobStopped(1, {})) == 130
+    assert exit_code(JobFailed("x", exit_code=2)) == 2
+    assert exit_code(Notice("info", "x")) == 1
+
+
+class FakeJob:
+    """Notes what is done to it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def send(self, command: Command) -> None:
+        self.done.append(command.name)
+
+    def kill(self) -> None:
+        self.done.append("kill")
+
+
+def test_presses_before_the_job_is_there_count() -> None:
+    interrupter, job = Interrupter(PlainView(io.StringIO())), FakeJob()
+    interrupter(2, None)
+    interrupter.attach(job)  # type: ignore[arg-type]
+    assert job.done == ["stop"]
+    interrupter(2, None)
+    assert job.done == ["stop", "kill"]
+    quiet = FakeJob()
+    Interrupter(PlainView(io.StringIO())).attach(quiet)  # type: ignore[arg-type]
+    assert quiet.done == []
+
+
+def test_views_have_the_same_surface() -> None:
+    with pytest.raises(NotImplementedError):
+        views.View().show(STEP)
+    with pytest.raises(NotImplementedError):
+        views.View().say("x")

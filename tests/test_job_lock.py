@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dreambooth_core.errors import BusyError
+from dreambooth_core.job import lock, process
+from dreambooth_core.job.lock import Holder, acquire, hand_over, read_holder, release
+from dreambooth_core.job.process import end_process_tree, is_running, start_mark
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does nothing for a while, in a group of its own."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
+    )
+    yield child
+    child.kill()
+    child.wait()
+
+
+def _me(run_id: str = "run") -> Holder:
+    return Holder(os.getpid(), start_mark(os.getpid()), run_id, "train")
+
+
+def test_a_process_is_known_by_its_mark(sleeper: subprocess.Popen[bytes]) -> None:
+    mark = start_mark(sleeper.pid)
+    assert mark
+    assert mark != start_mark(os.getpid())
+    assert is_running(sleeper.pid, mark)
+    assert is_running(sleeper.pid, "")
+    assert not is_running(sleeper.pid, "another start")
+    end_process_tree(sleeper.pid)
+    sleeper.wait()
+    assert not is_running(sleeper.pid, mark)
+    end_process_tree(sleeper.pid)  # gone already: no error
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="zombies are seen in /proc")
+def test_a_zombie_does_not_run(sleeper: subprocess.Popen[bytes]) -> None:
+    sleeper.kill()
+    deadline = time.monotonic() + 30
+    while start_mark(sleeper.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(sleeper.pid, "")
+
+
+def test_without_proc_the_signal_decides(
+    monkeypatch: pytest.MonkeyPatch, sleeper: subprocess.Popen[bytes]
+) -> None:
+    monkeypatch.setattr(process.Path, "exists", lambda self: False)
+    assert start_mark(os.getpid()) == "unknown"
+    sleeper.kill()
+    sleeper.wait()
+    assert start_mark(sleeper.pid) == ""
+
+
+def test_a_foreign_process_counts_as_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int, number: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(process.Path, "exists", lambda self: False)
+    monkeypatch.setattr(os, "kill", refuse)
+    assert is_running(1, "unknown")
+
+
+def test_ending_a_tree_ends_its_children(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys, time;"
+        "c = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(c.pid) + '\\n'); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    pid_file = tmp_path / "pid"
+    deadline = time.monotonic() + 30
+    while not (pid_file.exists() and pid_file.read_text().endswith("\n")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    child = int(pid_file.read_text())
+    end_process_tree(parent.pid)
+    assert parent.wait() == -signal.SIGKILL
+    while is_running(child, ""):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "locks" / "ada.lock"
+    acquire(path, _me(), "ada")
+    assert read_holder(path) == _me()
+    with pytest.raises(BusyError, match=r"'ada' is in use by run run \(train") as caught:
+        acquire(path, _me("other"), "ada")
+    assert caught.value.remedy == "Wait for it, or end it with: stop run"
+    release(path, "other")
+    assert path.exists()
+    release(path, "run")
+    assert not path.exists()
+    release(path, "run")
+    acquire(path, _me("other"), "ada")
+
+
+def test_a_lock_of_a_dead_process_is_void(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    path = tmp_path / "ada.lock"
+    acquire(path, Holder(sleeper.pid, start_mark(sleeper.pid), "old", "train"), "ada")
+    with pytest.raises(BusyError):
+        acquire(path, _me(), "ada")
+    sleeper.kill()
+    sleeper.wait()
+    acquire(path, _me(), "ada")
+    assert read_holder(path) == _me()
+    assert os.listdir(tmp_path) == ["ada.lock"]
+
+
+def test_a_reused_process_id_does_not_hold_a_lock(tmp_path: Path) -> None:
+    path = tmp_path / "ada.lock"
+    acquire(path, Holder(os.getpid(), "an earlier process", "old", "train"), "ada")
+    acquire(path, _me(), "ada")
+    assert read_holder(path) == _me()
+
+
+def test_an_empty_lock_is_a_start_or_a_leftover(tmp_path: Path) -> None:
+    path = tmp_path / "ada.lock"
+    path.write_text("")
+    with pytest.raises(BusyError, match="is starting"):
+        acquire(path, _me(), "ada")
+    old = time.time() - lock.FILLING_SECONDS - 1
+    os.utime(path, (old, old))
+    acquire(path, _me(), "ada")
+
+
+def test_handing_over(tmp_path: Path) -> None:
+    path = tmp_path / "ada.lock"
+    acquire(path, _me("starting"), "ada")
+    hand_over(path, _me("run"))
+    assert read_holder(path) == _me("run")
+
+
+def test_a_lock_replaced_since_it_was_judged_is_put_back(tmp_path: Path) -> None:
+    path = tmp_path / "ada.lock"
+    acquire(path, _me("new"), "ada")
+    lock._set_aside(path, Holder(1, "gone", "old", "train"))
+    assert read_holder(path) == _me("new")
+    lock._set_aside(tmp_path / "none.lock", None)
+
+
+def test_of_many_only_one_gets_it(tmp_path: Path) -> None:
+    path = tmp_path / "ada.lock"
+    acquire(path, Holder(os.getpid(), "an earlier process", "old", "train"), "ada")
+    won, barrier = [], threading.Barrier(8)
+
+    def attempt(number: int) -> None:
+        barrier.wait()
+        try:
+            acquire(path, _me(f"run{number}"), "ada")
+        except BusyError:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert read_holder(path) == _me(f"run{won[0]}")

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dreambooth_core import worker
+from dreambooth_core.config.schema import JOB_CONFIGS, CreateConfig, SampleConfig
+from dreambooth_core.errors import BusyError, ConfigError, Problem
+from dreambooth_core.job import launcher, lock
+from dreambooth_core.job.events import (
+    EventWriter,
+    JobFailed,
+    JobFinished,
+    JobStarted,
+    JobStopped,
+    read_events,
+)
+from dreambooth_core.job.launcher import model_lock_path, worker_environment
+from dreambooth_core.job.runs import Run, create_run_folder, events_path, write_run
+from dreambooth_core.job.workspace import ModelInfo, Workspace
+from dreambooth_core.worker import block_packages, failure, outcome
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names it."""
+
+
+def _folder(workspace: Workspace, config: Any, kind: str) -> Path:
+    folder = create_run_folder(workspace, kind)
+    write_run(folder, Run(folder.name, kind, workspace.root, config))
+    return folder
+
+
+def _run_worker(folder: Path) -> int:
+    return subprocess.run(
+        [sys.executable, "-m", "dreambooth_core.worker", str(folder)],
+        cwd=folder,
+        env=worker_environment({"PATH": "", "SYSTEMROOT": ""}),
+        capture_output=True,
+        check=False,
+    ).returncode
+
+
+def test_every_kind_of_job_has_its_stage() -> None:
+    assert set(worker.STAGES) == set(JOB_CONFIGS)
+    for module in worker.STAGES.values():
+        assert importlib.util.find_spec(module) is not None, module
+
+
+def test_a_real_failure_from_end_to_end(workspace: Workspace, tmp_path: Path) -> None:
+    config = CreateConfig(name="ada", source=str(tmp_path / "none.safetensors"))
+    folder = _folder(workspace, config, "create")
+    lock.acquire(
+        model_lock_path(workspace, "ada"), lock.Holder(1, "", folder.name, "create"), "ada"
+    )
+    assert _run_worker(folder) == 2
+    started, failed = read_events(events_path(folder))[0]
+    assert isinstance(started, JobStarted)
+    assert isinstance(failed, JobFailed)
+    assert (failed.error, failed.exit_code, failed.field) == ("ConfigError", 2, "source")
+    assert "none.safetensors" in failed.message
+    assert not model_lock_path(workspace, "ada").exists()
+    assert not workspace.model("ada").path.exists()
+
+
+def test_a_damaged_job_file_is_reported(workspace: Workspace) -> None:
+    folder = create_run_folder(workspace, "create")
+    (folder / "job.json").write_text("{")
+    assert _run_worker(folder) == 2
+    (failed,) = read_events(events_path(folder))[0]
+    assert "job.json" in failed.message
+
+
+def test_unknown_settings_in_a_job_file_are_reported(workspace: Workspace) -> None:
+    folder = create_run_folder(workspace, "create")
+    values = {"run_id": "r", "kind": "create", "root": str(workspace.root), "config": {"nam": 1}}
+    (folder / "job.json").write_text(json.dumps(values))
+    assert _run_worker(folder) == 2
+    (failed,) = read_events(events_path(folder))[0]
+    assert "Did you mean name?" in failed.message
+
+
+def test_the_settings_are_checked_again_in_the_worker(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.model("ada").write_info(ModelInfo("ada", "sd1", ""))
+    config = SampleConfig(model="ada", prompts=["finish"], steps=0)
+    folder = _folder(workspace, config, "sample")
+    writer = EventWriter(events_path(folder))
+    with pytest.raises(ConfigError, match="steps"):
+        worker.run_job(Run(folder.name, "sample", workspace.root, config), folder, writer)
+
+
+def test_an_outcome_is_finished_or_stopped() -> None:
+    assert outcome({"step": 3}) == JobFinished({"step": 3})
+    assert outcome({"stopped": False}) == JobFinished({"stopped": False})
+    stopped = {"stopped": True, "step": 3}
+    assert outcome(stopped) == JobStopped(3, stopped)
+    assert outcome({"stopped": True}).step == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "exit_code"),
+    [
+        (BusyError("In use.", remedy="Wait."), "In use.", 2),
+        (ConfigError([Problem("a", "is 1.")]), "a: is 1.", 2),
+        (OutOfMemoryError("CUDA out of memory"), "Memory ran out: CUDA out of memory", 1),
+        (MemoryError(), "Memory ran out", 1),
+        (OSError(errno.ENOSPC, "No space left", "/x/y"), "The disk is full (/x/y).", 1),
+        (OSError(errno.EACCES, "denied", "/x/y"), "/x/y: denied.", 1),
+        (OSError("odd"), "Something that should not happen did: OSError: odd", 1),
+        (KeyError("x"), "Something that should not happen did: KeyError: 'x'", 1),
+        (SystemExit(3), "SystemExit", 1),
+    ],
+)
+def test_failures_in_words(error: BaseException, words: str, exit_code: int) -> None:
+    event = failure(error)
+    assert words in event.message
+    assert event.exit_code == exit_code
+    assert event.error == type(error).__name__
+    assert event.remedy or isinstance(error, ConfigError)
+
+
+def test_blocked_packages_look_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "broken_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('built for another torch')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert importlib.util.find_spec("broken_package") is not None
+    monkeypatch.setitem(sys.modules, "broken_package", None)
+    del sys.modules["broken_package"]
+    block_packages(["broken_package"])
+    assert importlib.util.find_spec("broken_package") is None
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("broken_package")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("broken_package.part")
+
+
+@pytest.mark.parametrize("name", worker.BLOCKED_PACKAGES)
+def test_a_broken_package_of_the_host_does_no_harm(tmp_path: Path, name: str) -> None:
+    broken = tmp_path / name
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise RuntimeError('built for another torch')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
+        "from dreambooth_core import worker;"
+        "worker.block_packages(worker.BLOCKED_PACKAGES);"
+        "import importlib.util;"
+        f"assert importlib.util.find_spec({name!r}) is None;"
+        "from diffusers.utils import import_utils as d;"
+        f"assert not d.is_{name if name != 'flash_attn' else 'xformers'}_available()"
+    )
+    environment = worker_environment({"PATH": "", "SYSTEMROOT": ""})
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_only_training_is_recorded(workspace: Workspace) -> None:
+    config = SampleConfig(model="ada", prompts=["x"])
+    assert worker._record_folder(workspace, Run("r", "sample", workspace.root, config)) is None
+    folder = worker._record_folder(workspace, Run("r", "train", workspace.root, config))
+    assert folder == workspace.model("ada").logging_dir / "r"
+
+
+def test_the_launcher_starts_this_worker() -> None:
+    assert worker.__name__ == launcher.WORKER_MODULE
