@@ -222,7 +222,7 @@ def train(
         _, logits = network.read_cells(cells.contiguous(memory_format=torch.channels_last))
         loss = loss_of(logits, classes)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimizer.step()
         on_step(step + 1, loss.item())

@@ -127,10 +127,10 @@ def fit(signatures: Tensor, wanted: Tensor, penalty: float = 1e-3) -> dict[str, 
         optimizer.zero_grad()
         loss = F.binary_cross_entropy_with_logits(standard @ weight + bias, wanted)
         loss = loss + penalty * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     plain = weight.detach() / deviation
     return {"weight": plain, "bias": bias.detach() - plain @ mean}
 
