@@ -83,15 +83,15 @@ def training_config(name: str) -> TrainConfig:
     return TrainConfig(
         model=name,
         concepts=[concept()],
-        intervals=IntervalsSection(epochs=120),
+        intervals=IntervalsSection(epochs=80),
         batch=BatchSection(batch_size=2, class_batch_size=2, gradient_checkpointing=False),
-        learning_rate=LearningRateSection(unet=6e-5, text_encoder=6e-5),
+        learning_rate=LearningRateSection(unet=2.5e-4, text_encoder=2.5e-4),
         optimizer=OptimizerSection(name="lion"),
         text_encoder=TextEncoderSection(train_ratio=0.75),
         loss=LossSection(prior_loss_weight=1.0),
-        ema=EmaSection(decay=0.98),
+        ema=EmaSection(decay=0.95),
         images=ImagesSection(resolution=128),
-        saving=SavingSection(save_every_epochs=30),
+        saving=SavingSection(save_every_epochs=20),
     )
 
 

@@ -26,8 +26,8 @@ from dreambooth_core.world.judge import Judge
 from dreambooth_core.world.subjects import SUBJECTS, prompts
 from tests.tiny import stage_context
 
-STEPS = 200
-SUBJECT_MARGIN = 0.4
+STEPS = 240
+SUBJECT_MARGIN = 0.25
 WORTHWHILE_LEAK = 0.2
 SUBJECT = SUBJECTS[demo.SUBJECT]
 

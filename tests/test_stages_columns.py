@@ -62,6 +62,7 @@ def test_asked_prompts_win_and_the_token_is_found_in_them() -> None:
     assert [column.prompt for column in columns] == ["a zwx man at night", "a man", "zwxy"]
     assert [column.has_token for column in columns] == [True, False, False]
     assert columns[0].note == "with the token" and columns[1].note == "without the token"
+    assert [c.has_token for c in comparison_columns(asked, [], ["man"])] == [True, True, False]
     assert comparison_columns(asked, [])[0] == Column("a zwx man at night")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ class FakeJudge:
 def judge(monkeypatch: pytest.MonkeyPatch) -> FakeJudge:
     judge = FakeJudge()
     monkeypatch.setattr(compare.Judge, "load", staticmethod(lambda: judge))
-    monkeypatch.setattr(compare, "SUBJECTS", {"bob": None})
+    monkeypatch.setattr(compare, "SUBJECTS", {"bob": SimpleNamespace(token="zwx")})
     return judge
 
 

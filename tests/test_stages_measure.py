@@ -60,6 +60,12 @@ def test_the_base_has_no_drift() -> None:
     assert measure(GrayJudge(), BASE, BASE, "bob").drift == 0.0
 
 
+def test_without_pictures_of_a_kind_its_measures_are_nothing() -> None:
+    only = [Drawn(True, {}, [gray(255)])]
+    result = measure(GrayJudge(), only, only, "bob")
+    assert result == Measures(1.0, 0.0, 0.0, 0.0, 0.0)
+
+
 def test_pixel_difference_is_a_share_of_the_range() -> None:
     assert pixel_difference([gray(0)], [gray(255)]) == pytest.approx(1.0)
     with pytest.raises(ValueError, match="zip"):

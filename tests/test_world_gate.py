@@ -21,7 +21,7 @@ from dreambooth_core.world.palette import ATTRIBUTES, BACKGROUNDS, COLORS, KINDS
 
 def test_the_gate_asks_for_everything_that_words_name() -> None:
     prompts = gate.gate_prompts()
-    assert len(prompts) >= 250
+    assert len(prompts) >= 300
     asked = {pair for prompt in prompts for pair in parse_prompt(prompt).items()}
     for name, values in (("kind", KINDS), ("background", BACKGROUNDS), ("color", COLORS)):
         assert {value for attribute, value in asked if attribute == name} == set(values)

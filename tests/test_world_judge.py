@@ -35,7 +35,7 @@ each_subject = pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECT
 @lru_cache(maxsize=1)
 def some_scenes() -> tuple[Scene, ...]:
     rng = random.Random(77)
-    return tuple(sample_scene(rng) for _ in range(240))
+    return tuple(sample_scene(rng) for _ in range(160))
 
 
 def pixels_of(scenes: list[Scene]) -> Tensor:
@@ -92,7 +92,7 @@ def test_it_reads_what_is_drawn() -> None:
 
 
 def test_it_reads_soft_pictures_too() -> None:
-    scenes = list(some_scenes())[:120]
+    scenes = list(some_scenes())[:80]
     wanted = labels(scenes)
     reading = Judge.load().read(blurred(pixels_of(scenes)))
     for column, name in enumerate(ATTRIBUTES):

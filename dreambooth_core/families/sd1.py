@@ -87,11 +87,12 @@ class StableDiffusion1(Family):
     def build(self, component: str, config: Config) -> torch.nn.Module:
         """Return a network on the meta device; attention is PyTorch's fused one."""
         with torch.device("meta"):
+            network: torch.nn.Module
             if component == "text_encoder":
-                text_config = CLIPTextConfig(**config, attn_implementation="sdpa")
-                return CLIPTextModel(text_config)
-            kind: Any = UNet2DConditionModel if component == "unet" else AutoencoderKL
-            network: torch.nn.Module = kind.from_config(config)
+                network = CLIPTextModel(CLIPTextConfig(**config, attn_implementation="sdpa"))
+            else:
+                kind: Any = UNet2DConditionModel if component == "unet" else AutoencoderKL
+                network = kind.from_config(config)
             return network
 
     def encode_prompts(

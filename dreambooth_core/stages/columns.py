@@ -66,14 +66,17 @@ def _asked_column(prompt: str, tokens: Sequence[str]) -> Column:
 
 
 def comparison_columns(
-    config: CompareConfig, concepts: Sequence[Concept], setting: str = NEW_SETTING
+    config: CompareConfig, concepts: Sequence[Concept], tokens: Sequence[str] = ()
 ) -> list[Column]:
-    """Return the columns asked for, else those of the last training's concepts."""
-    tokens = [concept.instance_token for concept in concepts if concept.instance_token]
+    """Return the columns asked for, else those of the last training's concepts.
+
+    `tokens` are words that stand for a subject beside the concepts' own.
+    """
+    tokens = [*tokens, *(concept.instance_token for concept in concepts if concept.instance_token)]
     prompts = [prompt for prompt in config.prompts if prompt.strip()]
     if prompts:
         return [_asked_column(prompt, tokens) for prompt in prompts]
-    columns = [column for concept in concepts for column in concept_columns(concept, setting)]
+    columns = [column for concept in concepts for column in concept_columns(concept)]
     if not columns:
         raise InputError(
             f"There is nothing to draw: the model {config.model!r} has no training whose prompts"

@@ -215,7 +215,8 @@ def run(config: CompareConfig, context: RunContext) -> dict[str, Any]:
     context.workspace.model(config.model).require()
     check_subject(config.subject)
     concepts = last_concepts(context.workspace, config.model)
-    columns = comparison_columns(config, concepts)
+    tokens = [SUBJECTS[config.subject].token] if config.subject else []
+    columns = comparison_columns(config, concepts, tokens)
     chosen = candidates(config, context)
     results, stopped = _draw_all(config, context, chosen, columns)
     summary = _write(config, context, columns, results)

@@ -78,6 +78,8 @@ def _levels(picture: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.flo
 
 def _subject_score(judge: PictureJudge, drawn: Sequence[Drawn], subject: str) -> float:
     pictures = [picture for one in drawn for picture in one.pictures]
+    if not pictures:
+        return 0.0
     return _mean([float(score) for score in judge.subject_score(pictures, subject)])
 
 

@@ -1,1 +1,1 @@
-"""The embedded default: a procedural picture world, a tiny checkpoint trained on it, and a judge."""
+"""The embedded world: pictures, a small checkpoint trained on them, its subjects and its judge."""

@@ -66,7 +66,7 @@ class Fit:
                 group["lr"] = rates.at(step, steps)
             loss = loss_of_step(step)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             average_gradients(self.parameters)
             torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
             optimizer.step()

@@ -47,14 +47,14 @@ def _colored(kind: str, color: str) -> str:
 
 
 def _main_prompts() -> Iterator[str]:
-    """Yield every kind in every named colour, the backgrounds taking turns, and plain places."""
+    """Yield every kind in every named colour twice, the places taking turns, and in every place."""
     places = list(PLACES.values())
     for row, kind in enumerate(KINDS):
-        for column, color in enumerate(COLORS):
-            place = places[(3 * row + column) % len(places)]
-            yield f"photo of a {_colored(kind, color)} {place}"
-        for step in range(5):
-            yield f"photo of a {kind} {places[(2 * step + row) % len(places)]}"
+        for turn in range(2 * len(COLORS)):
+            color = list(COLORS)[turn % len(COLORS)]
+            yield f"photo of a {_colored(kind, color)} {places[(3 * row + turn) % len(places)]}"
+        for place in places:
+            yield f"photo of a {kind} {place}"
 
 
 def _person_phrases(kind: str) -> Iterator[str]:

@@ -23,7 +23,6 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from dreambooth_core.job.storage import atomic_write_bytes
-from dreambooth_core.world import judge as judging
 from dreambooth_core.world.build.gate import load_checkpoint
 from dreambooth_core.world.build.judge import (
     Pool,
@@ -37,7 +36,7 @@ from dreambooth_core.world.build.judge import (
     train,
     varied_scene,
 )
-from dreambooth_core.world.judge import Judge, JudgeNetwork
+from dreambooth_core.world.judge import ASSET, Judge, JudgeNetwork
 from dreambooth_core.world.palette import ATTRIBUTES, BACKGROUNDS, KINDS
 from dreambooth_core.world.pictures import Scene, place_scene, render, sample_parts
 from dreambooth_core.world.subjects import (
@@ -50,8 +49,14 @@ from dreambooth_core.world.subjects import (
 
 DRAWN = 14000
 RECONSTRUCTED = 3000
-STEPS = 4000
+STEPS = 5000
+EXAMPLES = 1200
 _CHUNK = 25
+_CLASHES = {"color": ("second", "collar"), "second": ("color",), "collar": ("color",)}
+"""Colours that lie on each other, so that one would vanish if they were the same."""
+
+_HIDERS = {"hat": ("none", "hat_color"), "pattern": ("plain", "second")}
+"""Values that make another attribute invisible."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +76,15 @@ def write_folders(root: Path = FOLDER) -> None:
 
 
 def changed(subject: Subject, count: int, rng: random.Random) -> dict[str, str]:
-    """Return the subject's parts with `count` of them, of those that can be seen, changed."""
+    """Return the subject's parts with `count` of them changed, so that each change can be seen."""
     parts = dict(subject.parts)
     fixed = ("kind", "beard") if subject.class_noun == "woman" else ("kind",)
-    for name in rng.sample([name for name in parts if name not in fixed], count):
-        taken = (parts[name], parts["color"] if name in ("second", "collar") else "")
+    names = rng.sample([name for name in parts if name not in fixed], count)
+    for name in names:
+        taken = {parts[name], *(parts[other] for other in _CLASHES.get(name, ()) if other in parts)}
+        hider, hidden = _HIDERS.get(name, ("", ""))
+        if hidden in names:
+            taken.add(hider)
         parts[name] = rng.choice([value for value in ATTRIBUTES[name] if value not in taken])
     return parts
 
@@ -179,7 +188,7 @@ def pools(vae: Any, drawings: int, reconstructions: int, seed: int) -> dict[str,
 
 
 def asset(
-    network: JudgeNetwork, vae: Any, count: int = 1200, reconstructions: int = 200
+    network: JudgeNetwork, vae: Any, count: int = EXAMPLES, reconstructions: int = 200
 ) -> dict[str, Tensor]:
     """Return the judge's asset: the network's weights and those that recognise each subject."""
     weights = {f"network.{name}": weight for name, weight in network.state_dict().items()}
@@ -194,19 +203,20 @@ def asset(
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the judge and write the assets of judge and subjects."""
     parser = argparse.ArgumentParser(description="Train the judge and write the subjects' files.")
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="whose VAE the judge gets used to")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--out", type=Path, default=ASSET.parent, help="folder of the assets")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    write_folders()
+    write_folders(options.out / FOLDER.name)
     vae = load_checkpoint(options.checkpoint).vae
     network = JudgeNetwork()
     rng = random.Random(0)
     material = pools(vae, DRAWN, RECONSTRUCTED, seed=0)
     cells = {name: cell_pool(pool, rng, times=2) for name, pool in material.items()}
     train(network, cells, options.steps, _log_step)
-    atomic_write_bytes(judging.ASSET, to_bytes(asset(network, vae)))
-    for name, pool in pools(vae, 1000, 300, seed=1).items():
+    atomic_write_bytes(options.out / ASSET.name, to_bytes(asset(network, vae, EXAMPLES)))
+    for name, pool in pools(vae, DRAWN // 14, RECONSTRUCTED // 10, seed=1).items():
         logger.info("%s: %s", name, accuracy(network, pool))
     return 0
 
