@@ -14,7 +14,7 @@ from dreambooth_core.errors import ConfigError, InputError
 from dreambooth_core.families import load_components
 from dreambooth_core.families.base import Components, Conditioning
 from dreambooth_core.families.sd1 import StableDiffusion1
-from dreambooth_core.job.events import PhaseStarted, SampleSaved, StepDone
+from dreambooth_core.job.events import PhaseProgress, PhaseStarted, StepDone
 from dreambooth_core.stages import train
 from dreambooth_core.stages.training_state import load_state
 from tests.trainings import Trained, Trainings, merged, trainings_in
@@ -219,12 +219,12 @@ def test_class_images_are_made_once_and_remind_of_the_class(
 ) -> None:
     concept = {"class_images_per_instance_image": 2, "class_prompt": "my dog", "class_steps": 1}
     run = trainings.run({**ONE_STEP, "concept": concept}, "class images")
-    made = [event for event in run.events_of(SampleSaved) if "class_images" in event.path]
-    assert len(made) == 8
+    painted = [event for event in run.events_of(PhaseProgress) if event.phase == "class images"]
+    assert (painted[-1].done, painted[-1].total) == (8, 8)
     assert any("my dog" in prompts for prompts in spy.prompts[8:])
     assert one_step.steps[0].loss_class is None
     again = trainings.run({**ONE_STEP, "concept": concept}, "class images again")
-    assert again.events_of(SampleSaved) == []
+    assert "class images" not in [event.phase for event in again.events_of(PhaseProgress)]
     assert again.losses == run.losses
 
 

@@ -188,7 +188,7 @@ def pools(vae: Any, drawings: int, reconstructions: int, seed: int) -> dict[str,
 
 
 def asset(
-    network: JudgeNetwork, vae: Any, count: int = EXAMPLES, reconstructions: int = 200
+    network: JudgeNetwork, vae: Any, count: int = EXAMPLES, reconstructions: int = EXAMPLES // 6
 ) -> dict[str, Tensor]:
     """Return the judge's asset: the network's weights and those that recognise each subject."""
     weights = {f"network.{name}": weight for name, weight in network.state_dict().items()}
