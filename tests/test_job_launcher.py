@@ -307,3 +307,11 @@ def test_events_of_a_run_that_is_over_are_read_without_a_process(ready: Workspac
     writer.emit(JobFinished({}))
     writer.emit(Notice("info", "after the end"))
     assert list(attach(ready, folder.name).events()) == [Notice("info", "x"), JobFinished({})]
+
+
+def test_one_core_is_left_to_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert worker_environment({})["OMP_NUM_THREADS"] == "7"
+    assert worker_environment({"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert worker_environment({})["OMP_NUM_THREADS"] == "1"

@@ -215,7 +215,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     material = pools(vae, DRAWN, RECONSTRUCTED, seed=0)
     cells = {name: cell_pool(pool, rng, times=2) for name, pool in material.items()}
     train(network, cells, options.steps, _log_step)
-    atomic_write_bytes(options.out / ASSET.name, to_bytes(asset(network, vae, EXAMPLES)))
+    made = asset(network, vae, EXAMPLES, EXAMPLES // 6)
+    atomic_write_bytes(options.out / ASSET.name, to_bytes(made))
     for name, pool in pools(vae, DRAWN // 14, RECONSTRUCTED // 10, seed=1).items():
         logger.info("%s: %s", name, accuracy(network, pool))
     return 0
