@@ -28,7 +28,8 @@ class EffectRun:
     steps: tuple[int, ...] = SHORT
 
 
-LION_RATE, ADAMW_RATE = 6e-5, 3e-4
+LION_RATE = training_config("reference").learning_rate.unet
+ADAMW_RATE = 3e-4
 
 
 def _rates(unet: float) -> dict[str, Any]:
