@@ -37,6 +37,12 @@ def test_latents_have_mean_0_and_deviation_1_in_each_channel(latents: Latents) -
     assert torch.allclose(latents.values.std((0, 2, 3)), torch.ones(4), atol=1e-4)
 
 
+def test_weights_have_mean_1_and_lift_the_object(latents: Latents) -> None:
+    assert latents.weights.shape == (50, 1, 16, 16)
+    assert latents.weights.mean().item() == pytest.approx(1)
+    assert latents.weights.min() < 1 < latents.weights.max()
+
+
 def test_the_mean_and_deviation_give_the_raw_latents_back(latents: Latents) -> None:
     torch.manual_seed(0)
     raw = encode_scenes(new_vae(), count=50, seed=1)
@@ -45,11 +51,13 @@ def test_the_mean_and_deviation_give_the_raw_latents_back(latents: Latents) -> N
 
 
 def test_the_error_is_felt_at_three_scales() -> None:
-    """A constant error of 1 counts 1 + 4 + 8; one of mean 0 in every 4x4 block only once."""
+    """A constant error of 1 counts 1 + 2 + 4; one of mean 0 in every 4x4 block only once."""
     constant = torch.ones(1, 4, 16, 16)
     checkered = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1
     checkered = checkered.expand(1, 4, 16, 16)
-    assert multiscale_error(torch.cat([constant, checkered])).tolist() == pytest.approx([13, 1])
+    errors = torch.cat([constant, checkered])
+    assert multiscale_error(errors, torch.ones(2, 1, 16, 16)).tolist() == pytest.approx([7, 1])
+    assert multiscale_error(errors, torch.full((2, 1, 16, 16), 3.0)).tolist() == [9, 3]
 
 
 def test_noisy_timesteps_weigh_more_within_limits() -> None:

@@ -6,6 +6,7 @@ Shapes: B prompts, n chunks of 77 tokens, T = 77 n tokens, D hidden width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ REAL_HEADS = 12
 YAML = "dreambooth.text_config"
 CHUNK_TOKENS = 75
 """Tokens of a prompt in one pass of the encoder; start and end token make it 77."""
+REMEMBERED_PROMPTS = 4096
 
 
 def source_prefix(header: Header) -> str:
@@ -67,10 +69,7 @@ def chunked_token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
 
     A chunk is the start token, up to 75 tokens, and end tokens, as in the WebUI.
     """
-    encoded = [
-        tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
-        for prompt in prompts
-    ]
+    encoded = [list(_token_ids(tokenizer, prompt)) for prompt in prompts]
     chunks = max(1, *(-(-len(ids) // CHUNK_TOKENS) for ids in encoded))
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     rows = []
@@ -79,6 +78,13 @@ def chunked_token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
         parts = [padded[i : i + CHUNK_TOKENS] for i in range(0, len(padded), CHUNK_TOKENS)]
         rows.append([[start, *part, end] for part in parts])
     return torch.tensor(rows)
+
+
+@lru_cache(maxsize=REMEMBERED_PROMPTS)
+def _token_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
+    """Return a prompt's ids; training asks for the same few prompts in every step."""
+    ids = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+    return tuple(ids)
 
 
 def encode_chunks(text_encoder: Any, token_ids: Tensor, clip_skip: int) -> Tensor:

@@ -118,9 +118,9 @@ def place_scene(rng: random.Random, parts: Mapping[str, str]) -> Scene:
     )
 
 
-def sample_scene(rng: random.Random) -> Scene:
+def sample_scene(rng: random.Random, kind_weights: Mapping[str, float] = KIND_WEIGHTS) -> Scene:
     """Draw a whole scene: kind, background, parts and place."""
-    kind = rng.choices(KINDS, [KIND_WEIGHTS[name] for name in KINDS])[0]
+    kind = rng.choices(KINDS, [kind_weights[name] for name in KINDS])[0]
     parts = sample_parts(rng, kind)
     return place_scene(rng, {**parts, "background": rng.choice(BACKGROUNDS)})
 
