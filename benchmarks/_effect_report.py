@@ -100,7 +100,7 @@ def report(results: Sequence[Result], command: str, machine: str) -> str:
         " one core in all. This file is written by that command.",
         "",
         LEGEND,
-        "The runs differ from the first in one thing each; the others look at steps"
+        "The runs differ from the first in one thing each; the shorter ones end at step"
         f" {' and '.join(map(str, SHORT))}:",
         "",
         *runs,

@@ -11,7 +11,7 @@ from dreambooth_core.demo import training_config
 from dreambooth_core.world.subjects import Subject, subject_folder
 
 CAPTIONED, PLAIN = "[filewords]", "plain"
-LONG, SHORT = (100, 200, 400, 800), (200, 400)
+LONG, SHORT = (120, 240, 360, 480), (360,)
 CLASS_IMAGES = 10
 
 
@@ -28,15 +28,19 @@ class EffectRun:
     steps: tuple[int, ...] = SHORT
 
 
-LION_RATE = training_config("reference").learning_rate.unet
-ADAMW_RATE = 3e-4
+LEARNING_RATE = training_config("reference").learning_rate
+ADAMW_FACTOR = 4.0
+"""AdamW's steps are as large as the rate only where gradients agree, Lion's always are."""
 
 
-def _rates(unet: float) -> dict[str, Any]:
-    return {"learning_rate.unet": unet, "learning_rate.text_encoder": unet}
+def _rates(factor: float) -> dict[str, Any]:
+    return {
+        "learning_rate.unet": LEARNING_RATE.unet * factor,
+        "learning_rate.text_encoder": LEARNING_RATE.text_encoder * factor,
+    }
 
 
-_ADAMW = {"optimizer.name": "adamw", "optimizer.beta2": 0.999, **_rates(ADAMW_RATE)}
+_ADAMW = {"optimizer.name": "adamw", "optimizer.beta2": 0.999, **_rates(ADAMW_FACTOR)}
 
 RUNS: dict[str, EffectRun] = {
     run.name: run
@@ -48,8 +52,8 @@ RUNS: dict[str, EffectRun] = {
         EffectRun(
             "frozen-text-encoder", "text encoder frozen", changes={"text_encoder.train_ratio": 0.0}
         ),
-        EffectRun("rate-third", "a third of the learning rate", changes=_rates(LION_RATE / 3)),
-        EffectRun("rate-triple", "three times the learning rate", changes=_rates(LION_RATE * 3)),
+        EffectRun("rate-third", "a third of the learning rate", changes=_rates(1 / 3)),
+        EffectRun("rate-triple", "three times the learning rate", changes=_rates(3.0)),
         EffectRun("adamw", "AdamW", changes=_ADAMW),
         EffectRun("no-captions", "one prompt for all, no captions", instance=PLAIN, classes=PLAIN),
         EffectRun("captions-instance-only", "captions on instance images only", classes=PLAIN),

@@ -83,15 +83,15 @@ def training_config(name: str) -> TrainConfig:
     return TrainConfig(
         model=name,
         concepts=[concept()],
-        intervals=IntervalsSection(epochs=80),
+        intervals=IntervalsSection(epochs=132),
         batch=BatchSection(batch_size=2, class_batch_size=2, gradient_checkpointing=False),
-        learning_rate=LearningRateSection(unet=2.5e-4, text_encoder=2.5e-4),
+        learning_rate=LearningRateSection(unet=8e-5, text_encoder=1e-4),
         optimizer=OptimizerSection(name="lion"),
         text_encoder=TextEncoderSection(train_ratio=0.75),
         loss=LossSection(prior_loss_weight=1.0),
         ema=EmaSection(decay=0.95),
         images=ImagesSection(resolution=128),
-        saving=SavingSection(save_every_epochs=20),
+        saving=SavingSection(save_every_epochs=33),
     )
 
 

@@ -26,7 +26,7 @@ from dreambooth_core.world.judge import Judge
 from dreambooth_core.world.subjects import SUBJECTS, prompts
 from tests.tiny import stage_context
 
-STEPS = 240
+STEPS = 360
 SUBJECT_MARGIN = 0.25
 WORTHWHILE_LEAK = 0.2
 SUBJECT = SUBJECTS[demo.SUBJECT]
