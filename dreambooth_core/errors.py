@@ -11,6 +11,7 @@
     |   `-- BusyError               another job is using the model
     |-- TrainingError               exit 1: training had to give up
     |   `-- NonFiniteError          a loss or weight became NaN or infinite
+    |-- OverlayError                exit 1: the trainer's own packages are not there or do not work
     `-- JobFailedError              exit 1: a job run in the worker process failed
 
 Every message names the file, field or value; the remedy says what to do about it.
@@ -100,6 +101,10 @@ class TrainingError(DreamboothError):
 
 class NonFiniteError(TrainingError):
     """A number that must be finite is NaN or infinite."""
+
+
+class OverlayError(DreamboothError):
+    """The trainer's own packages could not be installed, or do not work here."""
 
 
 class JobFailedError(DreamboothError):

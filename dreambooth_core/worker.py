@@ -27,6 +27,7 @@ from dreambooth_core.job.events import (
     JobStopped,
 )
 from dreambooth_core.job.launcher import model_lock_path
+from dreambooth_core.job.overlay import SELF_TEST_WORD
 from dreambooth_core.job.runs import Run, events_path, read_run
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.recording import Recorder
@@ -34,13 +35,17 @@ from dreambooth_core.recording import Recorder
 STAGES = {
     "create": "dreambooth_core.stages.create",
     "train": "dreambooth_core.stages.train",
+    "plan": "dreambooth_core.stages.plan",
     "class-images": "dreambooth_core.stages.class_images",
     "sample": "dreambooth_core.stages.sample",
     "save": "dreambooth_core.stages.save",
     "compare": "dreambooth_core.stages.compare",
 }
 
-BLOCKED_PACKAGES = ("xformers", "bitsandbytes", "flash_attn")
+BLOCKED_PACKAGES = (
+    *("xformers", "bitsandbytes", "flash_attn", "torchao"),
+    *("tensorflow", "jax", "flax"),
+)
 
 
 def block_packages(names: Sequence[str]) -> None:
@@ -53,12 +58,35 @@ def block_packages(names: Sequence[str]) -> None:
         sys.modules[name] = None  # type: ignore[assignment]
 
 
+def put_first(name: str, folders: Sequence[str]) -> None:
+    """Let a namespace package be looked for in `folders` before where a `.pth` file put it.
+
+    The host's protobuf claims the name "google" as Python starts, whatever comes first on the path.
+    """
+    found = [os.path.join(folder, name) for folder in folders]
+    ours = [path for path in found if os.path.isdir(path)]
+    if ours:
+        package = importlib.import_module(name)
+        package.__path__ = [*ours, *(path for path in package.__path__ if path not in ours)]
+
+
+def separate_from_host() -> None:
+    """Keep packages of the host that would get between ours from being loaded."""
+    block_packages(BLOCKED_PACKAGES)
+    put_first("google", os.environ.get("PYTHONPATH", "").split(os.pathsep))
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run the job in the folder given; return the exit code, which its final event tells too."""
+    """Run the job in the folder given; return the exit code, which its final event tells too.
+
+    `--self-test FOLDER` only tries the packages in that folder, and raises if they fail.
+    """
+    if arguments[0] == SELF_TEST_WORD:
+        return try_packages(Path(arguments[1]))
     folder = Path(arguments[0])
     # Ctrl-C is for the process that shows the progress: it sends "stop".
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    block_packages(BLOCKED_PACKAGES)
+    separate_from_host()
     writer = EventWriter(events_path(folder))
     try:
         run = read_run(folder)
@@ -70,9 +98,18 @@ def main(arguments: Sequence[str]) -> int:
     return final.exit_code if isinstance(final, JobFailed) else 0
 
 
+def try_packages(folder: Path) -> int:
+    """Load every stage as jobs do and compute with the packages in `folder`; raises what fails."""
+    separate_from_host()
+    for stage in STAGES.values():
+        importlib.import_module(stage)
+    importlib.import_module("dreambooth_core.stages.self_test").run(folder)
+    return 0
+
+
 def run_job(run: Run, folder: Path, writer: EventWriter) -> Event:
     """Run the job's stage and return the final event; the model's lock is released at the end."""
-    workspace = Workspace(run.root)
+    workspace = run.workspace
     try:
         with Recorder(_record_folder(workspace, run)) as recorder:
 

@@ -18,6 +18,7 @@ EXIT_CODES = {
     "TrainingError": 1,
     "NonFiniteError": 1,
     "JobFailedError": 1,
+    "OverlayError": 1,
 }
 
 

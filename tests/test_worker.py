@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from dreambooth_core.job.events import (
     JobStopped,
     read_events,
 )
-from dreambooth_core.job.launcher import model_lock_path, worker_environment
+from dreambooth_core.job.interpreter import module_command, worker_environment
+from dreambooth_core.job.launcher import model_lock_path
 from dreambooth_core.job.runs import Run, create_run_folder, events_path, write_run
 from dreambooth_core.job.workspace import ModelInfo, Workspace
 from dreambooth_core.worker import block_packages, failure, outcome
@@ -144,25 +146,54 @@ def test_blocked_packages_look_absent(tmp_path: Path, monkeypatch: pytest.Monkey
         importlib.import_module("broken_package.part")
 
 
-@pytest.mark.parametrize("name", worker.BLOCKED_PACKAGES)
-def test_a_broken_package_of_the_host_does_no_harm(tmp_path: Path, name: str) -> None:
-    broken = tmp_path / name
-    broken.mkdir()
-    (broken / "__init__.py").write_text("raise RuntimeError('built for another torch')")
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r});"
-        "from dreambooth_core import worker;"
-        "worker.block_packages(worker.BLOCKED_PACKAGES);"
-        "import importlib.util;"
-        f"assert importlib.util.find_spec({name!r}) is None;"
-        "from diffusers.utils import import_utils as d;"
-        f"assert not d.is_{name if name != 'flash_attn' else 'xformers'}_available()"
-    )
-    environment = worker_environment({"PATH": "", "SYSTEMROOT": ""})
+def test_broken_packages_of_the_host_do_no_harm(tmp_path: Path) -> None:
+    for name in worker.BLOCKED_PACKAGES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('for another torch')")
+        (tmp_path / f"{name}-9.9.dist-info").mkdir()
+        (tmp_path / f"{name}-9.9.dist-info" / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n"
+        )
+    spec = importlib.util.find_spec("diffusers")
+    assert spec is not None and spec.origin is not None
+    packages = str(Path(spec.origin).parents[1])
+    # Every stage is loaded, and something is computed, with the stubs first on the path.
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        module_command(sys.executable, "dreambooth_core.worker", "--self-test", packages),
+        env=worker_environment({"PATH": "", "SYSTEMROOT": ""}, [tmp_path]),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
+    alone = subprocess.run(
+        module_command(sys.executable, "xformers"),
+        env=worker_environment({"PATH": "", "SYSTEMROOT": ""}, [tmp_path]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "for another torch" in alone.stderr, "else the stubs prove nothing"
+
+
+def test_a_namespace_that_a_path_file_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("host", "overlay"):
+        (tmp_path / place / "claimed").mkdir(parents=True)
+        (tmp_path / place / "claimed" / "part.py").write_text(f"place = {place!r}")
+    (tmp_path / "host" / "claimed" / "other.py").write_text("")
+    claimed = types.ModuleType("claimed")
+    claimed.__path__ = [str(tmp_path / "host" / "claimed")]
+    monkeypatch.setitem(sys.modules, "claimed", claimed)
+    worker.put_first("claimed", [str(tmp_path / "none")])
+    assert claimed.__path__ == [str(tmp_path / "host" / "claimed")]
+    for _ in range(2):
+        worker.put_first("claimed", [str(tmp_path / "overlay"), str(tmp_path / "none")])
+    assert importlib.import_module("claimed.part").place == "overlay"
+    assert importlib.import_module("claimed.other") is not None
+    assert len(claimed.__path__) == 2
+    worker.put_first("a_package_that_is_nowhere", [str(tmp_path)])  # and none is asked for
 
 
 def test_only_training_is_recorded(workspace: Workspace) -> None:
