@@ -248,7 +248,7 @@ def test_pictures_are_found_below_and_hidden_ones_are_not(tmp_path: Path) -> Non
 
 
 def test_both_sides_count_the_same_files_as_pictures() -> None:
-    images = pytest.importorskip("dreambooth_core.data.images")
+    images = pytest.importorskip("dreambooth_core.data.picture_files")
     assert set(IMAGE_SUFFIXES) == set(images.IMAGE_SUFFIXES)
 
 

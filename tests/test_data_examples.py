@@ -10,7 +10,7 @@ from PIL import Image
 from dreambooth_core.config.concept import Concept
 from dreambooth_core.data.buckets import make_buckets
 from dreambooth_core.data.examples import instance_examples, make_example
-from dreambooth_core.data.images import file_hash
+from dreambooth_core.data.picture_files import file_hash
 from dreambooth_core.errors import InputError
 
 BUCKETS = make_buckets(64, 16)

@@ -11,14 +11,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from dreambooth_core.data.images import (
-    crop_box,
-    file_hash,
-    fit_to_bucket,
-    image_size,
-    list_images,
-    open_image,
-)
+from dreambooth_core.data.images import crop_box, fit_to_bucket, open_image
+from dreambooth_core.data.picture_files import file_hash, image_size, list_images
 from dreambooth_core.errors import InputError
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from dreambooth_core.data.cache import LatentCache
 from dreambooth_core.data.dataset import MicroBatch, Sample, TrainingSet
 from dreambooth_core.data.examples import Example
-from dreambooth_core.data.images import file_hash
 from dreambooth_core.data.loading import Batch, LatentSource
+from dreambooth_core.data.picture_files import file_hash
 from dreambooth_core.diffusion.noise import stream
 from dreambooth_core.errors import NonFiniteError
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from dreambooth_core.checkpoint.clip_tokenizer import MERGES_FILE, vocabulary, write_tokenizer
 from dreambooth_core.errors import InputError
 from dreambooth_core.families import FAMILIES, Components, load_components
 from dreambooth_core.families.base import Conditioning
 from dreambooth_core.families.clip_text import chunked_token_ids
-from dreambooth_core.families.clip_tokenizer import MERGES_FILE, vocabulary, write_tokenizer
 from dreambooth_core.job.workspace import Workspace
 
 SD1 = FAMILIES["sd1"]

@@ -8,7 +8,8 @@ import pytest
 
 from dreambooth_core.errors import CheckpointError, UnsupportedFamilyError
 from dreambooth_core.families import FAMILIES, detect, family_of
-from dreambooth_core.families.side_file import read_side_file, side_path, side_value
+from dreambooth_core.families.side_file import read_side_file, side_value
+from dreambooth_core.job.checkpoint_files import side_path
 from dreambooth_core.job.workspace import ModelFolder, ModelInfo
 from tests.original_layout import SD15, TINY, Shapes, checkpoint_shapes
 from tests.tiny import TEXT, UNET, header_of

@@ -23,13 +23,17 @@ from dreambooth_core.job.events import (
     PhaseProgress,
     PhaseStarted,
 )
+from dreambooth_core.job.interpreter import WorkerPython
 from dreambooth_core.job.launcher import (
     Job,
+    abandon,
     attach,
+    begin,
     launch,
     model_lock_path,
+    read_process,
+    reserve,
     running_jobs,
-    worker_environment,
 )
 from dreambooth_core.job.runs import Run, create_run_folder, last_run, read_run, run_ids, write_run
 from dreambooth_core.job.workspace import ModelInfo, Workspace
@@ -185,7 +189,7 @@ def test_bad_settings_write_nothing(ready: Workspace, tmp_path: Path) -> None:
 
 def test_a_worker_that_cannot_start_leaves_no_lock(ready: Workspace) -> None:
     with pytest.raises(OSError, match="no-such-python"):
-        launch(ready, "sample", _order("finish"), python="no-such-python")
+        launch(ready, "sample", _order("finish"), WorkerPython("no-such-python"))
     assert not model_lock_path(ready, "ada").exists()
 
 
@@ -210,22 +214,6 @@ def test_an_unknown_run(ready: Workspace) -> None:
         attach(ready, "../x")
 
 
-def test_the_workers_environment() -> None:
-    made = worker_environment(
-        {"PYTHONPATH": "/host", "PythonHome": "/host", "OMP_NUM_THREADS": "3", "PATH": "p"}
-    )
-    assert made == {
-        "PATH": "p",
-        "OMP_NUM_THREADS": "3",
-        "PYTHONPATH": str(launcher.PACKAGE_ROOT),
-        "PYTHONNOUSERSITE": "1",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONUTF8": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    assert (launcher.PACKAGE_ROOT / "dreambooth_core" / "worker.py").is_file()
-
-
 def test_the_worker_is_in_a_process_group_of_its_own(
     ready: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,9 +230,9 @@ def test_the_worker_is_in_a_process_group_of_its_own(
     monkeypatch.setattr(launcher.subprocess, "CREATE_NO_WINDOW", 0x08000000, raising=False)
     folder = create_run_folder(ready, "sample")
     monkeypatch.setattr(sys, "platform", "linux")
-    launcher._start_worker(folder, "python")
+    launcher._start_worker(folder, WorkerPython("python"))
     monkeypatch.setattr(sys, "platform", "win32")
-    launcher._start_worker(folder, "python")
+    launcher._start_worker(folder, WorkerPython("python"))
     posix, windows = seen
     assert posix["start_new_session"] is True
     assert windows["creationflags"] == 0x08000200
@@ -309,9 +297,42 @@ def test_events_of_a_run_that_is_over_are_read_without_a_process(ready: Workspac
     assert list(attach(ready, folder.name).events()) == [Notice("info", "x"), JobFinished({})]
 
 
-def test_one_core_is_left_to_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    assert worker_environment({})["OMP_NUM_THREADS"] == "7"
-    assert worker_environment({"OMP_NUM_THREADS": "3"})["OMP_NUM_THREADS"] == "3"
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    assert worker_environment({})["OMP_NUM_THREADS"] == "1"
+def test_a_reserved_run_has_the_model_until_its_worker_starts(ready: Workspace) -> None:
+    job = reserve(ready, "sample", _order("finish"))
+    assert read_process(job.folder).preparing
+    assert [running.run_id for running in running_jobs(ready)] == [job.run_id]
+    with pytest.raises(BusyError, match=job.run_id):
+        reserve(ready, "sample", _order("finish"))
+    job.kill()  # is not for the process that prepares, which is this one
+    EventWriter(runs.events_path(job.folder)).emit(Notice("info", "getting ready"))
+    begun = begin(ready, job)
+    events = list(attach(ready, job.run_id).events())
+    assert events[0] == Notice("info", "getting ready")
+    assert isinstance(events[-1], JobFinished)
+    assert begun.process.wait() == 0
+    assert not read_process(job.folder).preparing
+    assert not model_lock_path(ready, "ada").exists()
+
+
+def test_a_reserved_run_ends_with_the_process_that_prepares_it(ready: Workspace) -> None:
+    job = reserve(ready, "sample", _order("finish"))
+    named = json.loads((job.folder / "process.json").read_text())
+    (job.folder / "process.json").write_text(json.dumps({**named, "mark": "of an earlier start"}))
+    assert not job.is_running()
+    assert isinstance(job.wait(), JobFailed)
+
+
+def test_an_abandoned_run_says_why_and_frees_the_model(ready: Workspace) -> None:
+    job = reserve(ready, "sample", _order("finish"))
+    abandon(ready, job, JobFailed("There is no network."))
+    assert job.wait() == JobFailed("There is no network.")
+    assert running_jobs(ready) == []
+    assert isinstance(launch(ready, "sample", _order("finish")).wait(), JobFinished)
+
+
+def test_a_launch_that_fails_ends_its_run(ready: Workspace) -> None:
+    with pytest.raises(OSError, match="no-such-python"):
+        launch(ready, "sample", _order("finish"), WorkerPython("no-such-python"))
+    job = attach(ready, run_ids(ready)[-1])
+    assert not job.is_running()
+    assert "no-such-python" in job.wait().message

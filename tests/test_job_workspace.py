@@ -141,3 +141,15 @@ def test_what_is_no_checkpoint(workspace: Workspace) -> None:
         workspace.find_checkpoint("xyz")
     with pytest.raises(InputError, match="no checkpoint file"):
         workspace.find_checkpoint(str(workspace.root))
+
+
+def test_models_and_checkpoints_may_lie_elsewhere(tmp_path: Path) -> None:
+    plain = Workspace(tmp_path)
+    assert Workspace(tmp_path, None, None) == plain
+    moved = Workspace(tmp_path, tmp_path / "trained", tmp_path / "files")
+    assert moved.models_dir == moved.model("ada").path.parent == tmp_path / "trained"
+    assert moved.jobs_dir == tmp_path / "trained" / ".jobs"
+    (tmp_path / "files" / "sub").mkdir(parents=True)
+    (tmp_path / "files" / "sub" / "a.safetensors").write_bytes(b"")
+    assert moved.find_checkpoint("a") == tmp_path / "files" / "sub" / "a.safetensors"
+    assert Workspace(tmp_path, models_elsewhere=Path("near")).models_dir == Path.cwd() / "near"

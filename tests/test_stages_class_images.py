@@ -16,15 +16,9 @@ from dreambooth_core.job.commands import Command, send
 from dreambooth_core.job.events import Event, PhaseProgress, PhaseStarted, PlanMade
 from dreambooth_core.job.workspace import ModelFolder, Workspace
 from dreambooth_core.stages import class_images
-from dreambooth_core.stages.class_images import (
-    Wanted,
-    ensure_class_images,
-    match,
-    plan_class_images,
-    run,
-    wanted_pictures,
-)
-from dreambooth_core.stages.sampling import read_png
+from dreambooth_core.stages.class_image_plan import Wanted, match, wanted_pictures
+from dreambooth_core.stages.class_images import ensure_class_images, plan_class_images, run
+from dreambooth_core.stages.png import read_png
 from tests.tiny import stage_context
 
 A, B = Wanted("a", 64, 64), Wanted("b", 64, 64)

@@ -15,18 +15,19 @@ from dreambooth_core.families import FAMILIES
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted
 from dreambooth_core.job.workspace import Workspace
-from dreambooth_core.stages.class_images import ClassImage, ClassImages
-from dreambooth_core.stages.dataset_setup import (
+from dreambooth_core.stages.class_image_plan import ClassImage, ClassImages
+from dreambooth_core.stages.dataset_setup import cache_latents
+from dreambooth_core.stages.requests import Requests, StopRequested
+from dreambooth_core.stages.training_pictures import (
     all_prompts,
     arrange,
-    cache_latents,
     count_class_images,
     find_class_images,
     find_instances,
 )
-from dreambooth_core.stages.requests import Requests, StopRequested
 from tests.trainings import Trainings, write_pictures
 
+QUANTUM = 16
 MODEL: Any = SimpleNamespace(family="flat", vae=SimpleNamespace(device=torch.device("cpu")))
 
 
@@ -72,7 +73,7 @@ def with_concepts(trainings: Trainings, *concepts: dict[str, Any]) -> TrainConfi
 
 def test_instances_of_all_concepts_are_found_in_order(trainings: Trainings) -> None:
     config = with_concepts(trainings, {}, {"instance_prompt": "a house", "instance_token": ""})
-    prompts = [example.prompt for example in find_instances(config, MODEL)]
+    prompts = [example.prompt for example in find_instances(config, QUANTUM)]
     assert prompts == [*(f"{c} red zwx dog" for c in "abcd"), *["a house"] * 4]
 
 
@@ -80,7 +81,7 @@ def test_class_images_keep_their_prompts_and_carry_the_prior_weight(trainings: T
     config = trainings.config({"loss": {"prior_loss_weight": 0.3}})
     paths = sorted(trainings.pictures.glob("*.png"))
     images = ClassImages([[ClassImage(paths[0], "a dog")], [ClassImage(paths[1], "a house")]])
-    examples = find_class_images(config, MODEL, images)
+    examples = find_class_images(config, QUANTUM, images)
     assert [(e.path, e.prompt, e.weight) for e in examples] == [
         (paths[0], "a dog", 0.3),
         (paths[1], "a house", 0.3),
@@ -88,7 +89,7 @@ def test_class_images_keep_their_prompts_and_carry_the_prior_weight(trainings: T
     assert all(example.is_class and example.bucket == (64, 64) for example in examples)
     assert len({example.file_hash for example in examples}) == 2
     config.loss.prior_loss_weight = 0.0
-    assert find_class_images(config, MODEL, images) == []
+    assert find_class_images(config, QUANTUM, images) == []
 
 
 def test_class_images_are_counted_for_each_concept(trainings: Trainings) -> None:
@@ -105,7 +106,7 @@ def test_the_arrangement_follows_the_settings(trainings: Trainings) -> None:
             "captions": {"dropout": 0.25},
         }
     )
-    instances = find_instances(config, MODEL)
+    instances = find_instances(config, QUANTUM)
     made = arrange(config, instances, instances[:1])
     expected = TrainingSet(
         instances,
@@ -123,13 +124,13 @@ def test_the_arrangement_follows_the_settings(trainings: Trainings) -> None:
 
 def test_all_prompts_are_named_once(trainings: Trainings) -> None:
     config = with_concepts(trainings, {"instance_prompt": "zwx"}, {"instance_prompt": "zwx"})
-    assert all_prompts(arrange(config, find_instances(config, MODEL))) == ["zwx"]
+    assert all_prompts(arrange(config, find_instances(config, QUANTUM))) == ["zwx"]
     config.captions.dropout = 0.1
-    assert all_prompts(arrange(config, find_instances(config, MODEL))) == ["zwx", ""]
+    assert all_prompts(arrange(config, find_instances(config, QUANTUM))) == ["zwx", ""]
 
 
 def _cache(trainings: Trainings, config: TrainConfig, context: RunContext) -> Any:
-    training_set = arrange(config, find_instances(config, MODEL))
+    training_set = arrange(config, find_instances(config, QUANTUM))
     return training_set, cache_latents(
         config, context, MODEL, training_set, Requests(context.commands)
     )
@@ -171,5 +172,5 @@ def test_a_stop_ends_caching(trainings: Trainings) -> None:
 def test_pictures_of_another_shape_get_another_bucket(trainings: Trainings, tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "wide", 1, size=(128, 64))
     config = with_concepts(trainings, {"instance_folder": str(folder)})
-    (example,) = find_instances(config, MODEL)
+    (example,) = find_instances(config, QUANTUM)
     assert example.bucket[0] > example.bucket[1]

@@ -17,7 +17,8 @@ from dreambooth_core.job.commands import Command, send
 from dreambooth_core.job.events import Event, Notice, PhaseStarted, SampleSaved
 from dreambooth_core.job.workspace import ModelFolder, Workspace
 from dreambooth_core.stages.sample import run
-from dreambooth_core.stages.training_state import Progress, TrainingState, save_state
+from dreambooth_core.stages.saved_states import Progress
+from dreambooth_core.stages.training_state import TrainingState, save_state
 from tests.tiny import stage_context, write_tiny_checkpoint
 
 

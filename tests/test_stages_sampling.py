@@ -26,15 +26,13 @@ from dreambooth_core.families import FAMILIES, load_components
 from dreambooth_core.families.base import Components, Conditioning
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.stages import sampling
+from dreambooth_core.stages.png import SavedPicture, png_info, read_png, save_png
 from dreambooth_core.stages.sampling import (
     SAMPLERS,
     build_scheduler,
     generate,
     guided_prediction,
     picture_info,
-    png_info,
-    read_png,
-    save_png,
     to_images,
 )
 from tests.tiny import tiny_model
@@ -288,7 +286,7 @@ def test_a_whole_png_is_told_from_a_torn_one(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     save_png(Image.new("RGB", (9, 8), (1, 2, 3)), path, "text")
     whole = path.read_bytes()
-    assert read_png(path) == sampling.SavedPicture((9, 8), "text")
+    assert read_png(path) == SavedPicture((9, 8), "text")
     for data in (whole[:-1], whole[:-20], whole[:30], b"", whole[:40] + whole[45:]):
         path.write_bytes(data)
         assert read_png(path) is None

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from dreambooth_core.checkpoint.header import read_header
 from dreambooth_core.config.schema import CreateConfig, SaveConfig
 from dreambooth_core.errors import CheckpointError, InputError, ModelNotFoundError, NonFiniteError
+from dreambooth_core.job.checkpoint_files import checkpoint_path
 from dreambooth_core.job.events import CheckpointSaved, Event
 from dreambooth_core.job.workspace import ModelFolder, Workspace
 from dreambooth_core.stages import create, save
-from dreambooth_core.stages.save import checkpoint_path, save_checkpoint
-from dreambooth_core.stages.training_state import Progress, TrainingState, save_state
+from dreambooth_core.stages.save import save_checkpoint
+from dreambooth_core.stages.saved_states import Progress
+from dreambooth_core.stages.training_state import TrainingState, save_state
 from tests.original_layout import TINY, side_yaml
 from tests.tiny import TEXT, UNET, Dtypes, stage_context, tiny_extras, write_tiny_checkpoint
 

@@ -18,12 +18,12 @@ from torch.nn.utils import parameters_to_vector
 from dreambooth_core.data.dataset import Sample
 from dreambooth_core.diffusion.noise import stream
 from dreambooth_core.errors import InputError, NonFiniteError
-from dreambooth_core.families import load_components
+from dreambooth_core.families import FAMILIES, load_components
 from dreambooth_core.families.sd1 import StableDiffusion1
 from dreambooth_core.job.events import CheckpointSaved, Notice, PlanMade, StateSaved
-from dreambooth_core.stages.class_images import ClassImage
-from dreambooth_core.stages.dataset_setup import arrange, class_example, find_instances
-from dreambooth_core.stages.training_state import Progress, latest_state
+from dreambooth_core.stages.class_image_plan import ClassImage
+from dreambooth_core.stages.saved_states import Progress, latest_state
+from dreambooth_core.stages.training_pictures import arrange, class_example, find_instances
 from tests.trainings import Trained, Trainings, same, trainings_in, write_pictures
 
 STEPS = 8
@@ -104,7 +104,9 @@ def _samples_of_steps(config: Any, model: Any) -> Iterator[list[Sample]]:
     folder = Path(config.concepts[0].class_folder)
     pictures = [ClassImage(p, f"a {p.stem}") for p in sorted(folder.glob("*.png"))]
     classes = [class_example(picture, [(64, 64)], PRIOR) for picture in pictures]
-    training_set = arrange(config, find_instances(config, model), classes)
+    training_set = arrange(
+        config, find_instances(config, FAMILIES[model.family].quantum(model)), classes
+    )
     for epoch in range(STEPS // training_set.steps_per_epoch):
         for step_batch in training_set.epoch_batches(epoch):
             (micro_batch,) = step_batch.micro_batches

@@ -10,6 +10,7 @@ import pytest
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.config.serialize import from_dict
 from dreambooth_core.errors import InputError
+from dreambooth_core.stages.saved_states import Progress
 from dreambooth_core.stages.training_plan import (
     TrainingPlan,
     checkpoint_file,
@@ -19,7 +20,6 @@ from dreambooth_core.stages.training_plan import (
     text_encoder_steps,
     what_is_due,
 )
-from dreambooth_core.stages.training_state import Progress
 
 
 def make_config(**sections: Any) -> TrainConfig:

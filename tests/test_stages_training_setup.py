@@ -14,6 +14,7 @@ from dreambooth_core.data.dataset import TrainingSet
 from dreambooth_core.data.examples import Example
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.optim.build import build_optimizer, parameter_groups
+from dreambooth_core.stages.saved_states import Progress
 from dreambooth_core.stages.training_plan import make_plan
 from dreambooth_core.stages.training_setup import (
     changed_settings,
@@ -24,7 +25,7 @@ from dreambooth_core.stages.training_setup import (
     step_batches,
     trained_parts,
 )
-from dreambooth_core.stages.training_state import Progress, TrainingState
+from dreambooth_core.stages.training_state import TrainingState
 from tests.trainings import same
 
 

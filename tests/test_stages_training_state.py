@@ -12,15 +12,17 @@ import torch
 from dreambooth_core.errors import CheckpointError, NonFiniteError
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages import training_state
-from dreambooth_core.stages.training_state import (
+from dreambooth_core.stages.saved_states import (
     Progress,
-    TrainingState,
     damage,
     keep_newest,
     latest_state,
+    state_progress,
+)
+from dreambooth_core.stages.training_state import (
+    TrainingState,
     load_state,
     save_state,
-    state_progress,
     trained_weights,
 )
 

@@ -34,6 +34,7 @@ JOB_HELP = {
     "create": "make a model from a checkpoint",
     "class-images": "make the class images that a training needs, and nothing else",
     "train": "train a model on pictures",
+    "plan": "show what a training would do: each picture's prompt, the steps, the files it writes",
     "sample": "make pictures with a model",
     "save": "write a checkpoint from a training state",
     "compare": "draw the same pictures with several checkpoints, side by side",
@@ -49,6 +50,7 @@ EXAMPLES = {
         "train --model ada --instance-folder pictures/ada --instance-token zwx --class-token dog"
         ' --instance-prompt "photo of zwx dog" --epochs 100 --save-every-epochs 25'
     ),
+    "plan": "plan --model ada --instance-folder pictures/ada --instance-token zwx",
     "sample": 'sample --model ada --prompts "zwx dog on a beach" "zwx dog in snow" --count 4',
     "save": "save --model ada --dtype fp16",
     "compare": 'compare --model ada --prompts "zwx dog on a beach" "photo of a dog"',

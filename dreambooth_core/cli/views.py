@@ -12,7 +12,10 @@ from typing import Any, TextIO
 from dreambooth_core.errors import ConfigError, DreamboothError
 from dreambooth_core.job.events import (
     CheckpointSaved,
+    ClassImagesPlanned,
     Event,
+    FilesPlanned,
+    ImagesPlanned,
     JobFailed,
     JobFinished,
     JobStarted,
@@ -21,6 +24,7 @@ from dreambooth_core.job.events import (
     PhaseProgress,
     PhaseStarted,
     PlanMade,
+    PlannedImage,
     SampleSaved,
     StateSaved,
     StepDone,
@@ -180,9 +184,29 @@ def _tell_failed(event: JobFailed) -> list[str]:
     return [f"error: {where}{event.message}", *([event.remedy] if event.remedy else [])]
 
 
+def _picture_line(row: PlannedImage) -> str:
+    shown = f"{row.bucket}, {row.repeats} times" if row.exists else f"{row.bucket}, to be made"
+    return f"  {row.kind} image {row.file} ({shown}): {row.prompt}"
+
+
+def _tell_files(event: FilesPlanned) -> list[str]:
+    lines = [
+        f"  {row.when}: {row.path} ({'about ' * row.estimated}{count_of(row.bytes, 0, 'bytes')})"
+        for row in event.rows
+    ]
+    needed, free = (count_of(size, 0, "bytes") for size in (event.needed_bytes, event.free_bytes))
+    return ["Files:", *lines, f"  {needed} in all, {free} free"]
+
+
 _TELLERS: dict[type[Event], Callable[[Any], list[str]]] = {
     JobStarted: _tell_started,
     PhaseStarted: _tell_phase,
+    ImagesPlanned: lambda e: [_picture_line(row) for row in e.rows],
+    ClassImagesPlanned: lambda e: [
+        f"Concept {e.concept}: {e.own} class images of your own, {e.found} found and fitting,"
+        f" {e.to_generate} to generate."
+    ],
+    FilesPlanned: _tell_files,
     PlanMade: lambda e: ["Plan:", *(f"  {line}" for line in e.lines)],
     SampleSaved: lambda e: [f"  picture (step {e.step}, seed {e.seed}): {e.path}"],
     CheckpointSaved: lambda e: [

@@ -336,6 +336,7 @@ JobConfig = CreateConfig | TrainConfig | SampleConfig | SaveConfig | CompareConf
 JOB_CONFIGS: dict[str, type[JobConfig]] = {
     "create": CreateConfig,
     "train": TrainConfig,
+    "plan": TrainConfig,
     "class-images": TrainConfig,
     "sample": SampleConfig,
     "save": SaveConfig,

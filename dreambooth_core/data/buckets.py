@@ -33,6 +33,14 @@ def make_buckets(resolution: int, quantum: int) -> list[Size]:
     return sorted(sizes, key=lambda size: (size[0] / size[1], size))
 
 
+def sides_quantum(vae_levels: int, unet_levels: int) -> int:
+    """Return what sides must be multiples of, in pixels: each level but the last halves them.
+
+    A Stable Diffusion VAE and UNet of four levels each make it 64.
+    """
+    return int(2 ** (vae_levels - 1 + unet_levels - 1))
+
+
 def assign(size: Size, buckets: Sequence[Size]) -> Size:
     """Return the bucket whose aspect is nearest to that of `size` on a log scale.
 

@@ -107,6 +107,20 @@ class TrainingSet:
             classes_used += wanted
         return steps
 
+    def times_shown(self, epoch: int, position: int) -> tuple[list[int], list[int]]:
+        """Return how often each instance and class image is shown before a step of an epoch."""
+        instances = [epoch] * len(self.instances)
+        cycles, rest = divmod(epoch * self._classes_per_epoch, max(1, len(self.classes)))
+        classes = [cycles] * len(self.classes)
+        for index in range(rest):
+            classes[self._class_index(cycles * len(self.classes) + index)] += 1
+        counts = {id(e): n for n, e in enumerate((*self.instances, *self.classes))}
+        for step in self.epoch_batches(epoch)[:position] if position else ():
+            for sample in step.samples:
+                number = counts[id(sample.example)] - sample.example.is_class * len(instances)
+                (classes if sample.example.is_class else instances)[number] += 1
+        return instances, classes
+
     def variants(self) -> list[Sample]:
         """Return every form in which a picture can appear: all that has to be encoded."""
         flips = (False, True) if self.horizontal_flip else (False,)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dreambooth_core.data.buckets import Size, assign
 from dreambooth_core.data.captions import prompt_for_image
-from dreambooth_core.data.images import file_hash, image_size, list_images
+from dreambooth_core.data.picture_files import file_hash, image_size, list_images
 
 if TYPE_CHECKING:
     from dreambooth_core.config.concept import Concept
@@ -28,20 +28,32 @@ class Example:
     source_size: Size = (0, 0)
 
 
-def instance_examples(concept: Concept, buckets: Sequence[Size]) -> list[Example]:
+def instance_examples(
+    concept: Concept, buckets: Sequence[Size], *, hashed: bool = True
+) -> list[Example]:
     """Return the instance images of a concept, weight 1, sorted by path."""
     tokens = {"instance_token": concept.instance_token, "class_token": concept.class_token}
     template = concept.instance_prompt
-    return [
-        make_example(path, prompt_for_image(path, template, role="instance", **tokens), buckets)
+    prompts = {
+        path: prompt_for_image(path, template, role="instance", **tokens)
         for path in list_images(Path(concept.instance_folder))
-    ]
+    }
+    return [make_example(path, text, buckets, hashed=hashed) for path, text in prompts.items()]
 
 
 def make_example(
-    path: Path, prompt: str, buckets: Sequence[Size], *, weight: float = 1.0, is_class: bool = False
+    path: Path,
+    prompt: str,
+    buckets: Sequence[Size],
+    *,
+    weight: float = 1.0,
+    is_class: bool = False,
+    hashed: bool = True,
 ) -> Example:
-    """Return a picture as an example, in the bucket nearest to its shape."""
+    """Return a picture as an example, in the bucket nearest to its shape.
+
+    Without `hashed` only the picture's header is read; such an example cannot be cached.
+    """
     size = image_size(path)
     return Example(
         path=path,
@@ -49,6 +61,6 @@ def make_example(
         bucket=assign(size, buckets),
         weight=weight,
         is_class=is_class,
-        file_hash=file_hash(path),
+        file_hash=file_hash(path) if hashed else "",
         source_size=size,
     )

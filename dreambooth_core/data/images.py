@@ -1,56 +1,15 @@
-"""Pictures from files: found, opened as RGB, fitted to a bucket. Shapes: H W pixels."""
+"""Pictures from files: opened as RGB, fitted to a bucket. Shapes: H W pixels."""
 
 from __future__ import annotations
 
-import hashlib
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from dreambooth_core.errors import InputError
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-# Only decoders of these formats see a file, whatever its name: the others are attack surface.
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-DECODER_ERRORS = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    ZeroDivisionError,
-    OverflowError,
-    struct.error,
-    Image.DecompressionBombError,
-)
-SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Return the pictures in `folder` and its subfolders, sorted by path; hidden ones are left out.
-
-    Raises InputError if the folder is missing, cannot be read or holds no picture.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}.", remedy="Check the path.")
-    try:
-        found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-        images = [path for path in found if not _hidden(path, folder) and path.is_file()]
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be read: {error}.") from error
-    if not images:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise InputError(f"There are no pictures in {folder}.", remedy=f"Known are {suffixes}.")
-    return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+from dreambooth_core.data.picture_files import opened
 
 
 def open_image(path: Path) -> Image.Image:
@@ -58,25 +17,9 @@ def open_image(path: Path) -> Image.Image:
 
     Raises InputError naming the file if it is missing, damaged, cut short or too large to be safe.
     """
-    with _opened(path) as image:
+    with opened(path) as image:
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Return (width, height) of the upright picture from its header alone."""
-    with _opened(path) as image:
-        width, height = image.size
-        sideways = image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS_ORIENTATIONS
-        return (height, width) if sideways else (width, height)
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of the file's bytes in hex."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"The picture {path} cannot be read: {error}.") from error
 
 
 def crop_box(
@@ -106,28 +49,6 @@ def fit_to_bucket(
     fitted = ImageOps.mirror(fitted) if flip else fitted
     pixels = torch.from_numpy(numpy.array(fitted, dtype=numpy.float32))  # (H,W,3)
     return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0  # (3,H,W)
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Yield the opened picture; whatever a decoder trips over becomes an InputError."""
-    Image.init()
-    formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
-    try:
-        with Image.open(path, formats=formats) as image:
-            yield image
-    except Image.DecompressionBombError as error:
-        raise InputError(
-            f"The picture {path} is too large to open safely: {error}.", remedy="Scale it down."
-        ) from error
-    except DECODER_ERRORS as error:
-        raise InputError(
-            f"The picture {path} cannot be read: {error}.", remedy="Replace or remove the file."
-        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from dreambooth_core.checkpoint.header import Header
+from dreambooth_core.checkpoint.recognise import unsupported
 from dreambooth_core.errors import UnsupportedFamilyError
 from dreambooth_core.families.base import Components, Family, Weights
 from dreambooth_core.families.loading import load_file, load_folder
-from dreambooth_core.families.recognise import unsupported
 from dreambooth_core.families.sd1 import StableDiffusion1
 from dreambooth_core.job.workspace import ModelFolder
 

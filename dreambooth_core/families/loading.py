@@ -33,11 +33,6 @@ def config_file(folder: ModelFolder, component: str) -> Path:
     return folder.component(component) / CONFIG_FILES.get(component, "config.json")
 
 
-def kept_side_file(folder: ModelFolder) -> Path:
-    """Return where a model keeps its source's `.yaml`, if there was one."""
-    return folder.path / "source.yaml"
-
-
 def read_configs(folder: ModelFolder, family: Family) -> dict[str, Config]:
     """Return the configs of a model's components; raises CheckpointError naming a bad file."""
     configs = {}

@@ -13,12 +13,14 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from dreambooth_core.checkpoint.clip_tokenizer import write_tokenizer
 from dreambooth_core.checkpoint.file import FLOATING
 from dreambooth_core.checkpoint.header import Header
+from dreambooth_core.checkpoint.recognise import TRAINABLE, is_stable_diffusion_1
+from dreambooth_core.data.buckets import sides_quantum
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.families import clip_text, ldm_unet, ldm_vae
 from dreambooth_core.families.base import Components, Conditioning, Config, Family, KeyPair
-from dreambooth_core.families.clip_tokenizer import write_tokenizer
 from dreambooth_core.families.renaming import original_name, shape_of
 from dreambooth_core.families.side_file import Side, side_count, side_number, side_value
 from dreambooth_core.job.workspace import ModelFolder
@@ -27,28 +29,18 @@ RESOLUTION = 512
 BETA_START = 0.00085
 BETA_END = 0.012
 TIMESTEPS = 1000
-REQUIRED = (
-    f"{ldm_unet.PREFIX}input_blocks.0.0.weight",
-    f"{ldm_unet.PREFIX}middle_block.1.transformer_blocks.0.attn2.to_k.weight",
-    f"{ldm_vae.PREFIX}decoder.conv_in.weight",
-)
 
 
 class StableDiffusion1(Family):
     """Checkpoints of Stable Diffusion 1.x and what was trained from them."""
 
     name = "sd1"
-    label = "Stable Diffusion 1"
+    label = TRAINABLE["sd1"]
     architecture = "stable-diffusion-v1"
 
     def matches(self, header: Header) -> bool:
         """Return whether UNet, VAE and CLIP-L are there and the UNet takes plain latents."""
-        tokens = f"{clip_text.source_prefix(header)}embeddings.token_embedding.weight"
-        if not all(key in header.tensors for key in (*REQUIRED, tokens)):
-            return False
-        conv_in, cross_attention, vae_in = (header.tensors[key].shape for key in REQUIRED)
-        width = header.tensors[tokens].shape[-1]
-        return conv_in[1] == vae_in[1] and cross_attention[-1] == width
+        return is_stable_diffusion_1(header)
 
     def configs(self, header: Header, side: Side) -> dict[str, Config]:
         """Return the configs of UNet, VAE, text encoder and scheduler."""
@@ -134,9 +126,8 @@ class StableDiffusion1(Family):
 
     def quantum(self, components: Components) -> int:
         """Return the VAE's factor times the UNet's: 64 for the real ones."""
-        vae_levels = len(components.vae.config.block_out_channels)
-        unet_levels = len(components.unet.config.block_out_channels)
-        return int(2 ** (vae_levels - 1 + unet_levels - 1))
+        vae, unet = components.vae.config, components.unet.config
+        return sides_quantum(len(vae.block_out_channels), len(unet.block_out_channels))
 
 
 def _scheduler_config(side: Side) -> Config:

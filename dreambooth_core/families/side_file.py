@@ -12,13 +12,9 @@ from typing import Any
 import yaml
 
 from dreambooth_core.errors import CheckpointError
+from dreambooth_core.job.checkpoint_files import side_path
 
 Side = Mapping[str, Any] | None
-
-
-def side_path(checkpoint: Path) -> Path:
-    """Return where a checkpoint's side file would be, which is where the WebUI looks too."""
-    return checkpoint.with_suffix(".yaml")
 
 
 def read_side_file(checkpoint: Path) -> Side:

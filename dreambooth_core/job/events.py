@@ -7,7 +7,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,76 @@ class PlanMade(Event):
     """What the job is going to do, in words, before it does it."""
 
     lines: list[str]
+
+
+@dataclass(frozen=True)
+class PlannedImage:
+    """A picture that a training would show; `concept` counts from 1, `bucket` is "512x640".
+
+    `kind` is "instance" or "class"; `repeats` is how often the run shows it; `exists` is false for
+    a class image that is made first.
+    """
+
+    file: str
+    kind: str
+    concept: int
+    prompt: str
+    bucket: str
+    repeats: int
+    exists: bool = True
+
+
+@dataclass(frozen=True)
+class ImagesPlanned(Event):
+    """Some of the pictures that a training would show; several events make up the whole table."""
+
+    rows: list[PlannedImage]
+
+    def __post_init__(self) -> None:
+        """Make rows of what was read from a file."""
+        object.__setattr__(self, "rows", _rows(PlannedImage, self.rows))
+
+
+@dataclass(frozen=True)
+class ClassImagesPlanned(Event):
+    """How many class images a concept has that fit, and how many would be made first."""
+
+    concept: int
+    own: int
+    found: int
+    to_generate: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file, or a folder of many, that a training would write: its bytes, and when it is written.
+
+    `kept` is false for one that the same run deletes again; a size that is not `estimated` is
+    right to a kilobyte.
+    """
+
+    path: str
+    bytes: int
+    when: str
+    kept: bool = True
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class FilesPlanned(Event):
+    """What a training would write; `needed_bytes` is the most it takes up, `free_bytes` is there.
+
+    Where files go to several disks, both are of the disk that is left with the least.
+    """
+
+    rows: list[PlannedFile]
+    needed_bytes: int
+    free_bytes: int
+
+    def __post_init__(self) -> None:
+        """Make rows of what was read from a file."""
+        object.__setattr__(self, "rows", _rows(PlannedFile, self.rows))
 
 
 @dataclass(frozen=True)
@@ -154,6 +224,9 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     PhaseStarted,
     PhaseProgress,
     PlanMade,
+    ImagesPlanned,
+    ClassImagesPlanned,
+    FilesPlanned,
     StepDone,
     SampleSaved,
     CheckpointSaved,
@@ -163,6 +236,10 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     JobStopped,
     JobFailed,
 )
+
+
+def _rows(cls: type[Any], rows: Sequence[Any]) -> list[Any]:
+    return [row if isinstance(row, cls) else cls(**row) for row in rows]
 
 
 def event_name(cls: type[Event]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from dreambooth_core.config.validate import check
 from dreambooth_core.errors import InputError
 from dreambooth_core.job import lock
 from dreambooth_core.job.commands import Command, send
-from dreambooth_core.job.events import FINAL_EVENTS, Event, JobFailed, read_events
+from dreambooth_core.job.events import FINAL_EVENTS, Event, EventWriter, JobFailed, read_events
+from dreambooth_core.job.interpreter import WorkerPython, module_command, worker_environment
+from dreambooth_core.job.overlay import note_use
 from dreambooth_core.job.process import end_process_tree, is_running, start_mark
 from dreambooth_core.job.runs import (
     Run,
@@ -30,6 +33,7 @@ from dreambooth_core.job.runs import (
     log_path,
     model_of,
     process_path,
+    read_run,
     run_ids,
     write_run,
 )
@@ -41,7 +45,19 @@ STARTING_SECONDS = 30.0
 ENDING_SECONDS = 20.0
 LOG_TAIL_LINES = 5
 WORKER_MODULE = "dreambooth_core.worker"
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+LOOKING_KINDS = ("plan",)
+"""Kinds of job that only look at a model, beside whatever job has it."""
+NO_PROCESS = 0
+"""Named as the process of a run that ended before it had one."""
+
+
+@dataclass(frozen=True)
+class NamedProcess:
+    """The process of a run: its worker, or the one that is preparing to start it."""
+
+    pid: int
+    mark: str
+    preparing: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,7 @@ class Job:
                     self._reap()
                     return
             if gone:
-                yield self._death()
+                yield self.death()
                 return
             gone = not self.is_running()
             if not gone and not events:
@@ -85,25 +101,18 @@ class Job:
 
     def kill(self) -> None:
         """End the worker at once; nothing is saved."""
-        pid, mark = self._pid_and_mark()
-        if pid and is_running(pid, mark):
-            end_process_tree(pid)
+        worker = read_process(self.folder)
+        if worker and not worker.preparing and is_running(worker.pid, worker.mark):
+            end_process_tree(worker.pid)
 
     def is_running(self) -> bool:
         """Whether the worker process is alive; one that is just being started counts."""
         if self.process is not None:
             return self.process.poll() is None
-        pid, mark = self._pid_and_mark()
-        if pid:
-            return is_running(pid, mark)
+        worker = read_process(self.folder)
+        if worker:
+            return worker.pid != NO_PROCESS and is_running(worker.pid, worker.mark)
         return time.time() - job_path(self.folder).stat().st_mtime < STARTING_SECONDS
-
-    def _pid_and_mark(self) -> tuple[int, str]:
-        try:
-            values = json.loads(process_path(self.folder).read_text(encoding="utf-8"))
-            return int(values["pid"]), str(values["mark"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0, ""
 
     def _reap(self) -> None:
         """Let an ended worker go, so that it does not stay as a zombie."""
@@ -111,7 +120,8 @@ class Job:
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(ENDING_SECONDS)
 
-    def _death(self) -> JobFailed:
+    def death(self) -> JobFailed:
+        """Return how a worker ended that is gone without a final event."""
         code = self.process.poll() if self.process is not None else None
         log = log_path(self.folder)
         tail = _last_lines(log, LOG_TAIL_LINES)
@@ -124,28 +134,68 @@ class Job:
         )
 
 
-def launch(workspace: Workspace, kind: str, config: JobConfig, python: str = sys.executable) -> Job:
+def launch(
+    workspace: Workspace, kind: str, config: JobConfig, worker: WorkerPython | None = None
+) -> Job:
     """Check the settings and start the job; raises ConfigError or BusyError before that.
 
-    Relative paths in the settings count from the current folder.
+    Relative paths in the settings count from the current folder. Without `worker` it runs in the
+    Python that runs this.
+    """
+    job = reserve(workspace, kind, config)
+    try:
+        return begin(workspace, job, worker)
+    except BaseException as error:
+        abandon(workspace, job, JobFailed(f"The worker could not be started: {error}"))
+        raise
+
+
+def reserve(workspace: Workspace, kind: str, config: JobConfig) -> Job:
+    """Check the settings and make the run, whose worker `begin` starts later.
+
+    Until then the run counts as going on, and has the model, as long as this process lives. Raises
+    ConfigError or BusyError.
     """
     config = with_absolute_paths(config, Path.cwd())
     check(config, workspace, kind)
     model = model_of(config)
     lock_path = model_lock_path(workspace, model)
     ours = lock.Holder(os.getpid(), start_mark(os.getpid()), f"starting-{time.time_ns()}", kind)
-    lock.acquire(lock_path, ours, model)
+    if kind not in LOOKING_KINDS:
+        lock.acquire(lock_path, ours, model)
     try:
         folder = create_run_folder(workspace, kind)
-        write_run(folder, Run(folder.name, kind, workspace.root, config))
-        process = _start_worker(folder, python)
-        mark = start_mark(process.pid)
-        atomic_write_json(process_path(folder), {"pid": process.pid, "mark": mark})
-        lock.hand_over(lock_path, lock.Holder(process.pid, mark, folder.name, kind))
+        ours = dataclasses.replace(ours, run_id=folder.name)
+        if kind not in LOOKING_KINDS:
+            lock.hand_over(lock_path, ours)
+        _name_process(folder, ours.pid, ours.mark, preparing=True)
+        elsewhere = (workspace.models_elsewhere, workspace.checkpoints_elsewhere)
+        write_run(folder, Run(folder.name, kind, workspace.root, config, *elsewhere))
     except BaseException:
         lock.release(lock_path, ours.run_id)
         raise
-    return Job(folder.name, folder, process)
+    return Job(folder.name, folder)
+
+
+def begin(workspace: Workspace, job: Job, worker: WorkerPython | None = None) -> Job:
+    """Start the worker of a reserved run; after an error the run is still to be abandoned."""
+    worker = worker or WorkerPython()
+    run = read_run(job.folder)
+    process = _start_worker(job.folder, worker)
+    mark = start_mark(process.pid)
+    note_use(worker.paths, process.pid, mark)
+    _name_process(job.folder, process.pid, mark)
+    holder = lock.Holder(process.pid, mark, job.run_id, run.kind)
+    if run.kind not in LOOKING_KINDS:
+        lock.hand_over(model_lock_path(workspace, run.model), holder)
+    return Job(job.run_id, job.folder, process)
+
+
+def abandon(workspace: Workspace, job: Job, final: Event) -> None:
+    """End a reserved run without a worker: `final` says why."""
+    lock.release(model_lock_path(workspace, read_run(job.folder).model), job.run_id)
+    EventWriter(events_path(job.folder)).emit(final)
+    _name_process(job.folder, NO_PROCESS, "")
 
 
 def attach(workspace: Workspace, run_id: str) -> Job:
@@ -171,29 +221,21 @@ def model_lock_path(workspace: Workspace, model: str) -> Path:
     return workspace.jobs_dir / "locks" / f"{model}.lock"
 
 
-def worker_environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return the worker's environment: our package first, nothing of the host's Python paths.
-
-    One core is left to the rest of the machine: threads that wait for a busy core slow a step down
-    several times over. `OMP_NUM_THREADS` is respected where it is set.
-    """
-    environment = {
-        name: value
-        for name, value in inherited.items()
-        if name.upper() not in ("PYTHONPATH", "PYTHONHOME")
-    }
-    environment.update(
-        PYTHONPATH=str(PACKAGE_ROOT),
-        PYTHONNOUSERSITE="1",
-        PYTHONUNBUFFERED="1",
-        PYTHONUTF8="1",
-        HF_HUB_OFFLINE="1",
-    )
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) - 1)))
-    return environment
+def read_process(folder: Path) -> NamedProcess | None:
+    """Return the process of a run; None if none was named yet."""
+    try:
+        values = json.loads(process_path(folder).read_text(encoding="utf-8"))
+        return NamedProcess(int(values["pid"]), str(values["mark"]), bool(values.get("preparing")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _start_worker(folder: Path, python: str) -> subprocess.Popen[bytes]:
+def _name_process(folder: Path, pid: int, mark: str, preparing: bool = False) -> None:
+    named = NamedProcess(pid, mark, preparing)
+    atomic_write_json(process_path(folder), dataclasses.asdict(named))
+
+
+def _start_worker(folder: Path, worker: WorkerPython) -> subprocess.Popen[bytes]:
     """Start the worker in a process group of its own, so that Ctrl-C here does not reach it."""
     options: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
@@ -201,10 +243,9 @@ def _start_worker(folder: Path, python: str) -> subprocess.Popen[bytes]:
         options = {"creationflags": flags}
     with log_path(folder).open("ab") as log:
         return subprocess.Popen(
-            [python, "-m", WORKER_MODULE, str(folder)],
-            # `-m` puts the current folder first on the path; the run folder holds no modules.
+            module_command(worker.python, WORKER_MODULE, str(folder)),
             cwd=folder,
-            env=worker_environment(os.environ),
+            env=worker_environment(os.environ, worker.paths, worker.device_id),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -14,6 +14,8 @@ from dreambooth_core.errors import InputError
 from dreambooth_core.job.storage import atomic_write_json
 from dreambooth_core.job.workspace import Workspace
 
+ELSEWHERE = ("models_elsewhere", "checkpoints_elsewhere")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -23,6 +25,13 @@ class Run:
     kind: str
     root: Path
     config: JobConfig
+    models_elsewhere: Path | None = None
+    checkpoints_elsewhere: Path | None = None
+
+    @property
+    def workspace(self) -> Workspace:
+        """Where the run's models and checkpoints lie."""
+        return Workspace(self.root, self.models_elsewhere, self.checkpoints_elsewhere)
 
     @property
     def model(self) -> str:
@@ -70,13 +79,15 @@ def create_run_folder(workspace: Workspace, kind: str) -> Path:
 
 
 def write_run(folder: Path, run: Run) -> None:
-    """Write `job.json`."""
+    """Write `job.json`; a folder that is below the root as usual is not named in it."""
+    folders = {name: getattr(run, name) for name in ELSEWHERE}
     atomic_write_json(
         job_path(folder),
         {
             "run_id": run.run_id,
             "kind": run.kind,
             "root": str(run.root),
+            **{name: str(path) for name, path in folders.items() if path},
             "config": to_dict(run.config),
         },
     )
@@ -89,9 +100,10 @@ def read_run(folder: Path) -> Run:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         kind, config_class = values["kind"], JOB_CONFIGS[values["kind"]]
         root, run_id, settings = Path(values["root"]), str(values["run_id"]), values["config"]
+        folders = {name: Path(values[name]) for name in ELSEWHERE if values.get(name)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"The run file {path} cannot be read: {error!r}.") from error
-    return Run(run_id, kind, root, from_dict(config_class, settings))
+    return Run(run_id, kind, root, from_dict(config_class, settings), **folders)
 
 
 def run_ids(workspace: Workspace) -> list[str]:

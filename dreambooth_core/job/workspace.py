@@ -65,6 +65,11 @@ class ModelFolder:
         return self.path / "extras.safetensors"
 
     @property
+    def kept_side_file(self) -> Path:
+        """The `.yaml` of the source checkpoint, if it had one."""
+        return self.path / "source.yaml"
+
+    @property
     def states_dir(self) -> Path:
         """Training states: `<run_id>/step_00000400/`."""
         return self.path / "state"
@@ -88,6 +93,11 @@ class ModelFolder:
     def logging_dir(self) -> Path:
         """TensorBoard logs and loss tables, one folder per run."""
         return self.path / "logging"
+
+    @property
+    def settings_path(self) -> Path:
+        """The training settings that the page keeps for the model."""
+        return self.path / "settings.json"
 
     def component(self, name: str) -> Path:
         """Return the folder of a component such as "unet"."""
@@ -127,28 +137,46 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The folder that holds `models/`: a WebUI's own folder, or one of ours."""
+    """The folder that holds `models/`: a WebUI's own folder, or one of ours.
+
+    A WebUI can be told to keep models or checkpoints elsewhere than below its folder.
+    """
 
     root: Path
+    models_elsewhere: Path | None = None
+    checkpoints_elsewhere: Path | None = None
 
     def __post_init__(self) -> None:
-        """Make the root absolute, so that a worker started elsewhere sees the same one."""
+        """Make the paths absolute, so that a worker started elsewhere sees the same ones."""
         object.__setattr__(self, "root", Path(self.root).absolute())
+        for name in ("models_elsewhere", "checkpoints_elsewhere"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, Path(path).absolute() if path else None)
 
     @property
     def models_dir(self) -> Path:
         """The folder of models in training."""
-        return self.root / "models" / "dreambooth"
+        return self.models_elsewhere or self.root / "models" / "dreambooth"
 
     @property
     def checkpoints_dir(self) -> Path:
         """The WebUI's folder of checkpoint files, where saved ones go."""
-        return self.root / "models" / "Stable-diffusion"
+        return self.checkpoints_elsewhere or self.root / "models" / "Stable-diffusion"
 
     @property
     def jobs_dir(self) -> Path:
         """The folder of runs."""
         return self.models_dir / ".jobs"
+
+    @property
+    def presets_dir(self) -> Path:
+        """The folder of the person's own presets."""
+        return self.models_dir / ".presets"
+
+    @property
+    def built_in_clip_dir(self) -> Path:
+        """The text encoder's config and tokenizer that the built-in checkpoint's `.yaml` names."""
+        return self.models_dir / ".built-in" / "clip"
 
     def run_folder(self, run_id: str) -> Path:
         """Return the folder of a run; raises InputError for an id that is no plain name."""
@@ -166,6 +194,10 @@ class Workspace:
             ModelFolder(self.models_dir / name).read_info()
             for name in _model_names(self.models_dir)
         ]
+
+    def model_names(self) -> list[str]:
+        """Return the names of all complete models, sorted; nothing of them is read."""
+        return _model_names(self.models_dir)
 
     def find_checkpoint(self, text: str) -> Path:
         """Return the file meant by a path, a name in the checkpoints folder, or a name's stem.

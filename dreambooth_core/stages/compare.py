@@ -22,7 +22,8 @@ from dreambooth_core.stages.columns import Column, comparison_columns, last_conc
 from dreambooth_core.stages.device import place, resolve_device
 from dreambooth_core.stages.grid import GridRow, labelled_grid
 from dreambooth_core.stages.measure import Drawn, Measures, best, measure, verdict
-from dreambooth_core.stages.sampling import generate, save_png
+from dreambooth_core.stages.png import save_png
+from dreambooth_core.stages.sampling import generate
 from dreambooth_core.stages.table import NO_MEASURES, markdown, table_rows, terminal_lines
 from dreambooth_core.world.captions import parse_prompt
 from dreambooth_core.world.judge import Judge

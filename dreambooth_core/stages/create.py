@@ -22,8 +22,9 @@ from dreambooth_core.config.schema import CreateConfig
 from dreambooth_core.errors import CheckpointError, InputError, ModelExistsError, NonFiniteError
 from dreambooth_core.families import detect
 from dreambooth_core.families.base import Config, Family, KeyPair
-from dreambooth_core.families.loading import config_file, kept_side_file, weights_file
-from dreambooth_core.families.side_file import Side, read_side_file, side_path
+from dreambooth_core.families.loading import config_file, weights_file
+from dreambooth_core.families.side_file import Side, read_side_file
+from dreambooth_core.job.checkpoint_files import side_path
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import PhaseProgress, PhaseStarted
 from dreambooth_core.job.storage import (
@@ -269,7 +270,7 @@ def _write_records(
     atomic_write_json(folder.path / "model_index.json", PIPELINE)
     if source.side is not None:
         yaml = side_path(source.header.path).read_bytes()
-        atomic_write_bytes(kept_side_file(folder), yaml)
+        atomic_write_bytes(folder.kept_side_file, yaml)
     tensors = source.header.tensors
     layout = [
         [route.key, tensors[key].dtype, list(tensors[key].shape)] for key, route in routes.items()

@@ -18,8 +18,10 @@ from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted, SampleSaved
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.device import place, resolve_device
-from dreambooth_core.stages.sampling import generate, picture_info, read_png, save_png
-from dreambooth_core.stages.training_state import latest_state, state_progress, trained_weights
+from dreambooth_core.stages.png import read_png, save_png
+from dreambooth_core.stages.sampling import generate, picture_info
+from dreambooth_core.stages.saved_states import latest_state, state_progress
+from dreambooth_core.stages.training_state import trained_weights
 
 PHASE = "samples"
 

@@ -6,11 +6,9 @@ Shapes: B pictures of a batch, C latent channels, h w latent size, H W pixels.
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,17 +20,15 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from dreambooth_core.errors import InputError, NonFiniteError
 from dreambooth_core.families import FAMILIES
 from dreambooth_core.families.base import Components, Conditioning
-from dreambooth_core.job.storage import atomic_file
+from dreambooth_core.stages.png import png_info
 
 Progress = Callable[[int, int], None]
 """Called after every denoising step with (done, total), in steps times pictures."""
 
-PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 _NOISE_SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 
 
@@ -261,18 +257,6 @@ def generate(
         yield from _paint(components, rows[start : start + batch_size], settings, count_step)
 
 
-def _quoted(value: object) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return json.dumps(text, ensure_ascii=False) if set(text) & set(",:\n") else text
-
-
-def png_info(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
-    """Return what the WebUI's *PNG Info* tab reads: prompt, negative prompt, then `Key: value`."""
-    negative = f"\nNegative prompt: {negative_prompt}" if negative_prompt else ""
-    pairs = ", ".join(f"{key}: {_quoted(value)}" for key, value in settings.items())
-    return f"{prompt}{negative}\n{pairs}"
-
-
 def picture_info(
     prompt: str,
     negative_prompt: str,
@@ -294,34 +278,3 @@ def picture_info(
         "Model": model,
     }
     return png_info(prompt, negative_prompt, settings)
-
-
-def save_png(image: Image.Image, path: Path, parameters: str = "") -> None:
-    """Write a PNG atomically, with `parameters` as its text chunk where there is one."""
-    info = PngInfo()
-    if parameters:
-        info.add_text("parameters", parameters)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
-
-
-@dataclass(frozen=True)
-class SavedPicture:
-    """What a picture file of ours holds: its size (width, height) and its text."""
-
-    size: tuple[int, int]
-    parameters: str
-
-
-def read_png(path: Path) -> SavedPicture | None:
-    """Return what a whole PNG holds; None for a file that is torn, damaged or no PNG."""
-    try:
-        # A decoder is content once it has all pixels; a torn file lacks its last chunk even then.
-        if not path.read_bytes().endswith(PNG_END):
-            return None
-        with Image.open(path, formats=("PNG",)) as image:
-            image.load()
-            return SavedPicture(image.size, str(image.info.get("parameters", "")))
-    except (OSError, SyntaxError, ValueError):
-        return None

@@ -6,7 +6,6 @@ dtypes matter (a noise schedule rounded to fp16 would spoil the host's).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,22 +34,16 @@ from dreambooth_core.config.schema import SaveConfig
 from dreambooth_core.errors import CheckpointError, InputError
 from dreambooth_core.families import family_of
 from dreambooth_core.families.base import KeyPair, Weights
-from dreambooth_core.families.loading import kept_side_file, read_configs, weights_file
-from dreambooth_core.families.side_file import side_path
+from dreambooth_core.families.loading import read_configs, weights_file
+from dreambooth_core.job.checkpoint_files import checkpoint_path, side_path
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import CheckpointSaved
 from dreambooth_core.job.storage import atomic_write_bytes
-from dreambooth_core.job.workspace import ModelFolder, check_name
+from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.disk import require_space
-from dreambooth_core.stages.training_state import (
-    EMA_FILE,
-    latest_state,
-    state_progress,
-    trained_weights,
-)
-
-SAVED_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
-SOURCE_DTYPE = "source"
+from dreambooth_core.stages.model_shape import SAVED_DTYPES, SOURCE_DTYPE, read_layout
+from dreambooth_core.stages.saved_states import EMA_FILE, latest_state, state_progress
+from dreambooth_core.stages.training_state import trained_weights
 
 
 def run(config: SaveConfig, context: RunContext) -> dict[str, Any]:
@@ -78,24 +71,6 @@ def run(config: SaveConfig, context: RunContext) -> dict[str, Any]:
     }
 
 
-def checkpoint_path(checkpoints_dir: Path, name: str, step: int, subfolder: str = "") -> Path:
-    """Return `<subfolder>/<name>[_<step>].safetensors`, numbered on if the file exists.
-
-    A file that exists is never written over: the WebUI would not notice the change.
-    """
-    check_name(name, what="checkpoint")
-    folder = checkpoints_dir
-    for part in Path(subfolder).parts:
-        check_name(part, what="subfolder")
-        folder = folder / part
-    stem = f"{name}_{step}" if step else name
-    path, number = folder / f"{stem}.safetensors", 1
-    while path.exists() or side_path(path).exists():
-        number += 1
-        path = folder / f"{stem}-{number}.safetensors"
-    return path
-
-
 def save_checkpoint(
     folder: ModelFolder,
     path: Path,
@@ -111,7 +86,7 @@ def save_checkpoint(
     """
     header = {**_describe(folder, path), **flat_metadata(metadata or {})}
     side = side_path(path)
-    kept = kept_side_file(folder)
+    kept = folder.kept_side_file
     try:
         with ExitStack() as stack:
             entries = _entries(folder, weights, dtype, stack)
@@ -173,22 +148,6 @@ def _describe(folder: ModelFolder, path: Path) -> dict[str, str]:
             source_sha256=info.source_sha256,
         )
     )
-
-
-def read_layout(folder: ModelFolder) -> Header:
-    """Return the source file's keys, dtypes and shapes in their order, as a header without bytes.
-
-    Raises CheckpointError if the record is damaged.
-    """
-    path = folder.layout_path
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        tensors = {str(key): TensorInfo(dtype, tuple(shape), 0, 0) for key, dtype, shape in rows}
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}.", remedy="Create the model again."
-        ) from error
-    return Header(path, tensors, {}, 0)
 
 
 def _entries(

@@ -11,32 +11,36 @@ from typing import Any
 
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.data.loading import Batch
-from dreambooth_core.errors import InputError
-from dreambooth_core.families import load_components
+from dreambooth_core.families import FAMILIES, load_components
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import Notice, PhaseStarted, PlanMade
 from dreambooth_core.optim.build import set_learning_rates
 from dreambooth_core.optim.lr import lr_factor
 from dreambooth_core.stages.class_images import ensure_class_images
-from dreambooth_core.stages.dataset_setup import (
-    all_prompts,
-    arrange,
-    cache_latents,
-    count_class_images,
-    find_class_images,
-    find_instances,
-)
+from dreambooth_core.stages.dataset_setup import cache_latents
 from dreambooth_core.stages.device import place
 from dreambooth_core.stages.prompt_encoder import PromptEncoder
 from dreambooth_core.stages.requests import Requests, StopRequested
+from dreambooth_core.stages.saved_states import Progress, state_to_resume
 from dreambooth_core.stages.training_output import (
-    preview_prompts,
     report_step,
     write_checkpoint_file,
     write_previews,
     write_state,
 )
-from dreambooth_core.stages.training_plan import make_plan, plan_lines, what_is_due
+from dreambooth_core.stages.training_pictures import (
+    all_prompts,
+    arrange,
+    count_class_images,
+    find_class_images,
+    find_instances,
+)
+from dreambooth_core.stages.training_plan import (
+    make_plan,
+    plan_lines,
+    preview_prompts,
+    what_is_due,
+)
 from dreambooth_core.stages.training_setup import (
     Trainer,
     changed_settings,
@@ -47,12 +51,7 @@ from dreambooth_core.stages.training_setup import (
     prepare_prompts,
     step_batches,
 )
-from dreambooth_core.stages.training_state import (
-    Progress,
-    TrainingState,
-    latest_state,
-    load_state,
-)
+from dreambooth_core.stages.training_state import TrainingState, load_state
 from dreambooth_core.stages.training_step import Objective, StepResult, train_step
 
 
@@ -76,7 +75,8 @@ def prepare(config: TrainConfig, context: RunContext, requests: Requests) -> Tra
     place(components, device)
 
     # -- plan
-    instances = find_instances(config, components)
+    quantum = FAMILIES[components.family].quantum(components)
+    instances = find_instances(config, quantum)
     plan = make_plan(
         config,
         instance_images=len(instances),
@@ -92,7 +92,7 @@ def prepare(config: TrainConfig, context: RunContext, requests: Requests) -> Tra
         raise StopRequested
 
     # -- dataset and cache
-    classes = find_class_images(config, components, class_images)
+    classes = find_class_images(config, quantum, class_images)
     training_set = arrange(config, instances, classes)
     latents = cache_latents(config, context, components, training_set, requests)
 
@@ -166,13 +166,7 @@ def find_state(config: TrainConfig, context: RunContext) -> TrainingState | None
     """Return the newest intact state if the run is to go on from it."""
     if not config.resume:
         return None
-    path = latest_state(context.workspace.model(config.model))
-    if path is None:
-        raise InputError(
-            f"The model {config.model!r} has no intact training state to go on from.",
-            remedy="Train it without resume.",
-            field="resume",
-        )
+    path = state_to_resume(context.workspace.model(config.model))
     state = load_state(path)
     context.emit(Notice("info", f"Goes on from {path}, step {state.progress.step}."))
     changed = changed_settings(config, state)
@@ -195,7 +189,7 @@ def answer_commands(trainer: Trainer) -> bool:
 
 def sample_now(trainer: Trainer) -> None:
     """Draw the previews that were asked for, or say why there are none."""
-    if preview_prompts(trainer):
+    if preview_prompts(trainer.config):
         write_previews(trainer)
     else:
         trainer.context.emit(Notice("warning", "There are no preview prompts to draw."))

@@ -21,15 +21,16 @@ from dreambooth_core.job.events import (
     StateSaved,
     StepDone,
 )
-from dreambooth_core.stages.sampling import generate, picture_info, save_png
+from dreambooth_core.stages.png import save_png
+from dreambooth_core.stages.sampling import generate, picture_info
 from dreambooth_core.stages.save import remember_checkpoint, save_checkpoint
-from dreambooth_core.stages.training_plan import checkpoint_file
+from dreambooth_core.stages.saved_states import keep_newest
+from dreambooth_core.stages.training_plan import checkpoint_file, preview_file, preview_prompts
 from dreambooth_core.stages.training_setup import Trainer, optimizer_memory
 from dreambooth_core.stages.training_state import (
     Tensors,
     TrainingState,
     by_component,
-    keep_newest,
     save_state,
 )
 from dreambooth_core.stages.training_step import StepResult
@@ -111,14 +112,14 @@ def write_previews(trainer: Trainer) -> list[Path]:
         trainer.context.emit,
         trainer.config.previews.seed,
     )
-    prompts = preview_prompts(trainer)
+    prompts = preview_prompts(trainer.config)
     folder = trainer.model.samples_dir / trainer.context.run_id
     paths = []
     emit(PhaseStarted(PREVIEWS_PHASE, len(prompts), "images"))
     with _ready_to_draw(trainer):
         pictures = _draw(trainer, prompts)
         for seed, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True), first_seed):
-            path = folder / f"step_{step:08d}_{seed - first_seed:02d}.png"
+            path = preview_file(folder, step, seed - first_seed)
             save_png(picture, path, _picture_text(trainer, prompt, seed, picture))
             paths.append(path)
             emit(SampleSaved(str(path), prompt, seed, step))
@@ -156,13 +157,6 @@ def _picture_text(trainer: Trainer, prompt: str, seed: int, picture: Image.Image
         size=picture.size,
         model=f"{trainer.config.model}_{trainer.progress.step}",
     )
-
-
-def preview_prompts(trainer: Trainer) -> list[str]:
-    """Return the run's preview prompts: the general ones, then each concept's."""
-    config = trainer.config
-    prompts = [*config.previews.prompts, *(p for c in config.concepts for p in c.sample_prompts)]
-    return [prompt for prompt in prompts if prompt.strip()]
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.errors import InputError
-from dreambooth_core.stages.save import checkpoint_path
-from dreambooth_core.stages.training_state import Progress
+from dreambooth_core.job.checkpoint_files import checkpoint_path
+from dreambooth_core.stages.saved_states import Progress
 
 LISTED_FILES = 3
 
@@ -90,6 +90,12 @@ def text_encoder_steps(config: TrainConfig, total_steps: int) -> int:
     return min(total_steps, math.ceil(ratio * total_steps - 1e-9))  # 0.1 * 30 exceeds 3 a little
 
 
+def progress_at(plan: TrainingPlan, step: int) -> Progress:
+    """Return how far the run is after a step, as `after` would get there."""
+    epochs, position = divmod(plan.start.position + step - plan.start.step, plan.steps_per_epoch)
+    return Progress(step, plan.start.epoch + epochs, position)
+
+
 def what_is_due(config: TrainConfig, progress: Progress) -> Due:
     """Return what the intervals ask for after the step that led to `progress`."""
 
@@ -110,6 +116,17 @@ def checkpoint_file(config: TrainConfig, checkpoints_dir: Path, step: int) -> Pa
     """Return where the checkpoint of a step goes; a file that is there is never written over."""
     name, subfolder = config.saving.name or config.model, config.saving.subfolder
     return checkpoint_path(checkpoints_dir, name, step, subfolder)
+
+
+def preview_prompts(config: TrainConfig) -> list[str]:
+    """Return the run's preview prompts: the general ones, then each concept's."""
+    prompts = [*config.previews.prompts, *(p for c in config.concepts for p in c.sample_prompts)]
+    return [prompt for prompt in prompts if prompt.strip()]
+
+
+def preview_file(folder: Path, step: int, number: int) -> Path:
+    """Return where the preview `number` (from 0) of a step goes, in the run's samples folder."""
+    return folder / f"step_{step:08d}_{number:02d}.png"
 
 
 def plan_lines(config: TrainConfig, plan: TrainingPlan, checkpoints_dir: Path) -> list[str]:

@@ -25,12 +25,13 @@ from dreambooth_core.job.events import Notice
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.optim.build import build_optimizer, parameter_groups
 from dreambooth_core.optim.ema import ExponentialMovingAverage
-from dreambooth_core.stages.dataset_setup import all_prompts
 from dreambooth_core.stages.device import resolve_device
 from dreambooth_core.stages.prompt_encoder import PromptEncoder
 from dreambooth_core.stages.requests import Requests
+from dreambooth_core.stages.saved_states import Progress
+from dreambooth_core.stages.training_pictures import all_prompts
 from dreambooth_core.stages.training_plan import TrainingPlan
-from dreambooth_core.stages.training_state import Progress, Tensors, TrainingState
+from dreambooth_core.stages.training_state import Tensors, TrainingState
 from dreambooth_core.stages.training_step import Objective
 
 SPEED_WINDOW_STEPS = 50

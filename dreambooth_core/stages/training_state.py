@@ -7,7 +7,6 @@ every random number is a function of (seed, purpose, step), so the counters are 
 
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 import time
@@ -19,26 +18,21 @@ from typing import Any
 import torch
 
 from dreambooth_core.checkpoint.file import CheckpointReader, Entry, write_checkpoint
-from dreambooth_core.checkpoint.header import read_header
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.job.storage import atomic_write_json, replace, sync_file, sync_folder
 from dreambooth_core.job.workspace import ModelFolder
-
-STATE_VERSION = 1
-PROGRESS_FILE = "progress.json"
-OPTIMIZER_FILE = "optimizer.pt"
-EMA_FILE = "ema.safetensors"
+from dreambooth_core.stages.saved_states import (
+    EMA_FILE,
+    OPTIMIZER_FILE,
+    PROGRESS_FILE,
+    STATE_VERSION,
+    Progress,
+    damage,
+    read_intact,
+    state_folder,
+)
 
 Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: `step` updates are done; the next is number `position` of epoch `epoch`."""
-
-    step: int = 0
-    epoch: int = 0
-    position: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class TrainingState:
 
 def save_state(folder: ModelFolder, run_id: str, state: TrainingState) -> Path:
     """Write the state durably and return its folder; a crash leaves no folder of that name."""
-    target = folder.states_dir / run_id / f"step_{state.progress.step:08d}"
+    target = state_folder(folder, run_id, state.progress.step)
     if target.exists() and not damage(target):
         return target
     temporary = target.with_name(f".{target.name}.tmp")
@@ -77,24 +71,9 @@ def save_state(folder: ModelFolder, run_id: str, state: TrainingState) -> Path:
     return target
 
 
-def keep_newest(folder: ModelFolder, run_id: str, count: int) -> None:
-    """Delete the run's states except the `count` with the highest steps."""
-    states = sorted((folder.states_dir / run_id).glob("step_*"))
-    for path in states[: max(0, len(states) - count)]:
-        (path / PROGRESS_FILE).unlink(missing_ok=True)  # a half-deleted state is no state
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def latest_state(folder: ModelFolder, run_id: str = "", step: int = 0) -> Path | None:
-    """Return the newest intact state, of one run and one step if they are given."""
-    pattern = f"{run_id or '*'}/step_{f'{step:08d}' if step else '*'}"
-    found = [path for path in folder.states_dir.glob(pattern) if not damage(path)]
-    return max(found, key=_age, default=None)
-
-
 def load_state(path: Path) -> TrainingState:
     """Read a state; raises CheckpointError naming the folder if it is incomplete or damaged."""
-    progress = _read_intact(path)
+    progress = read_intact(path)
     return TrainingState(
         progress=Progress(progress["step"], progress["epoch"], progress["position"]),
         seed=progress["seed"],
@@ -106,65 +85,13 @@ def load_state(path: Path) -> TrainingState:
     )
 
 
-def state_progress(path: Path) -> Progress:
-    """Return how far the run of a state is, without reading its tensors."""
-    progress = _read_intact(path)
-    return Progress(progress["step"], progress["epoch"], progress["position"])
-
-
 def trained_weights(path: Path, use_ema: bool) -> dict[str, Tensors]:
     """Return the trained tensors by component; their EMA if asked for and the run kept one."""
-    files = _read_intact(path)["files"]
+    files = read_intact(path)["files"]
     if use_ema and EMA_FILE in files:
         return by_component(_read_tensors(path / EMA_FILE))
     weight_files = [name for name in files if name.endswith(".safetensors") and name != EMA_FILE]
     return {Path(name).stem: _read_tensors(path / name) for name in weight_files}
-
-
-def damage(path: Path) -> str:
-    """Return what is wrong with a state folder in words, or "" if it is whole."""
-    try:
-        progress = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
-        version, sizes = progress["version"], dict(progress["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{PROGRESS_FILE} is missing or damaged"
-    if version != STATE_VERSION:
-        return f"it has version {version}, and this program reads version {STATE_VERSION}"
-    for name, size in sizes.items():
-        problem = _file_damage(path / name, size)
-        if problem:
-            return problem
-    return ""
-
-
-def _file_damage(path: Path, size: int) -> str:
-    if not path.is_file():
-        return f"{path.name} is missing"
-    if path.stat().st_size != size:
-        return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
-    if path.suffix != ".safetensors":
-        return ""
-    try:
-        read_header(path)
-    except CheckpointError as error:
-        return f"{path.name}: {error.message}"
-    return ""
-
-
-def _read_intact(path: Path) -> dict[str, Any]:
-    problem = damage(path)
-    if problem:
-        raise CheckpointError(
-            f"The training state {path} cannot be used: {problem}.",
-            remedy="Resume from another state, or start a new run.",
-        )
-    progress: dict[str, Any] = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
-    return progress
-
-
-def _age(path: Path) -> tuple[float, int]:
-    progress = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
-    return progress["saved_at"], progress["step"]
 
 
 def _write_files(folder: Path, state: TrainingState) -> None:

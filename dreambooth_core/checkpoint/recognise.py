@@ -1,4 +1,4 @@
-"""Names for files that are not checkpoints of a supported family, told from their keys."""
+"""What a file is, told from its keys alone: a family that can be trained, or something else."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ UNET = "model.diffusion_model."
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
 VAE = "first_stage_model."
 TEXT = "cond_stage_model."
+CLIP_PREFIXES = ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.")
+"""Where checkpoints keep CLIP-L; some old files leave out `text_model`."""
+SD1_KEYS = (
+    CONV_IN,
+    f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight",
+    f"{VAE}decoder.conv_in.weight",
+)
+EMA_KEY = "model_ema.diffusion_modelinput_blocks00weight"
+"""A moving average of the UNet, as the original training code keeps it."""
+TRAINABLE = {"sd1": "Stable Diffusion 1"}
+"""The label of each family that can be trained."""
 
 
 @dataclass(frozen=True)
@@ -114,3 +125,26 @@ def unsupported(header: Header) -> UnsupportedFamilyError:
         f" {len(header.tensors)} tensors is known.",
         remedy="Give a full checkpoint in .safetensors, as the WebUI loads it.",
     )
+
+
+def is_stable_diffusion_1(header: Header) -> bool:
+    """Return whether UNet, VAE and CLIP-L are there and the UNet takes plain latents."""
+    tables = (f"{prefix}embeddings.token_embedding.weight" for prefix in CLIP_PREFIXES)
+    table = next((key for key in tables if key in header.tensors), None)
+    if table is None or not all(key in header.tensors for key in SD1_KEYS):
+        return False
+    conv_in, cross_attention, vae_in = (header.tensors[key].shape for key in SD1_KEYS)
+    width = header.tensors[table].shape[-1]
+    return conv_in[1] == vae_in[1] and cross_attention[-1] == width
+
+
+def trainable_family(header: Header) -> str:
+    """Return the name of the family of a file; raises UnsupportedFamilyError saying what it is."""
+    if is_stable_diffusion_1(header):
+        return "sd1"
+    raise unsupported(header)
+
+
+def has_ema_weights(header: Header) -> bool:
+    """Return whether a file carries averaged UNet weights beside the plain ones."""
+    return EMA_KEY in header.tensors

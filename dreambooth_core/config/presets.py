@@ -1,0 +1,191 @@
+"""Presets: named sets of training settings, to load, save and pass on as files.
+
+A preset names the settings that it sets and leaves all others as they are. It never holds what
+belongs to one model or one machine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreambooth_core.config.schema import TrainConfig
+from dreambooth_core.config.serialize import from_dict, put_value, read_json_object, to_dict
+from dreambooth_core.config.settings_store import plain_specs, value_at
+from dreambooth_core.config.validate import check_fields
+from dreambooth_core.errors import ConfigError, InputError, Problem, UsageError
+from dreambooth_core.job.storage import atomic_write_json
+from dreambooth_core.job.workspace import Workspace, check_name
+
+FORMAT = "dreambooth preset"
+VERSION = 1
+FOLDER = Path(__file__).parent / "presets"
+MAX_FILE_BYTES = 1_000_000
+MAX_DESCRIPTION = 500
+PERSONAL = (
+    "model",
+    "concepts",
+    "resume",
+    "precision.device",
+    "saving.name",
+    "saving.subfolder",
+    "previews.prompts",
+)
+"""Settings of one model, one subject or one machine; no preset holds them."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Some settings by their dotted paths, under a name."""
+
+    name: str
+    description: str
+    settings: Mapping[str, Any]
+    built_in: bool = False
+
+
+def built_in_presets() -> list[Preset]:
+    """Return the presets that come with the product, ordered by their files' names."""
+    return [read_preset(path, built_in=True) for path in sorted(FOLDER.glob("*.json"))]
+
+
+def own_presets(workspace: Workspace) -> tuple[list[Preset], list[UsageError]]:
+    """Return the person's presets by name, and what is wrong with those that cannot be read."""
+    found, problems = [], []
+    for path in sorted(workspace.presets_dir.glob("*.json")):
+        try:
+            found.append(read_preset(path))
+        except UsageError as error:
+            problems.append(error)
+    return found, problems
+
+
+def find_preset(workspace: Workspace, name: str) -> Preset:
+    """Return a preset by its name; raises InputError naming those there are."""
+    own, _ = own_presets(workspace)
+    known = {preset.name: preset for preset in [*own, *built_in_presets()]}
+    if name not in known:
+        raise InputError(
+            f"There is no preset {name!r}.", remedy=f"There are: {', '.join(sorted(known))}."
+        )
+    return known[name]
+
+
+def apply_preset(preset: Preset, config: TrainConfig) -> TrainConfig:
+    """Return the settings with those of the preset put in."""
+    data = to_dict(config)
+    for path, value in preset.settings.items():
+        put_value(data, TrainConfig, path, value)
+    return from_dict(TrainConfig, data)
+
+
+def preset_of(config: TrainConfig, name: str, description: str = "") -> Preset:
+    """Return a preset that holds every setting but the personal ones."""
+    settings = {
+        spec.path: value_at(config, spec.path)
+        for spec in plain_specs(TrainConfig)
+        if spec.path not in PERSONAL
+    }
+    return Preset(name, description, settings)
+
+
+def save_preset(workspace: Workspace, preset: Preset) -> Path:
+    """Write one of the person's own presets, in place of an own one of that name.
+
+    Raises InputError for a name that cannot be a file's or belongs to a built-in preset, and
+    ConfigError for settings that cannot be used.
+    """
+    check_name(preset.name, what="preset")
+    if preset.name.lower() in {known.name.lower() for known in built_in_presets()}:
+        raise InputError(
+            f"The preset {preset.name!r} is a built-in one.", remedy="Choose another name."
+        )
+    path = workspace.presets_dir / f"{preset.name}.json"
+    _write(path, preset)
+    return path
+
+
+def import_preset(workspace: Workspace, path: Path) -> Preset:
+    """Take in a preset's file that somebody passed on; raises InputError if its name is taken."""
+    preset = read_preset(path)
+    check_name(preset.name, what="preset")
+    own, _ = own_presets(workspace)
+    if preset.name.lower() in {known.name.lower() for known in own}:
+        raise InputError(
+            f"You have a preset named {preset.name!r} already.",
+            remedy='Change its "name" in the file, or delete yours first.',
+        )
+    save_preset(workspace, preset)
+    return preset
+
+
+def export_preset(preset: Preset, folder: Path) -> Path:
+    """Write the preset into a folder, to be passed on, and return the file."""
+    check_name(preset.name, what="preset")
+    path = folder / f"{preset.name}.json"
+    _write(path, preset)
+    return path
+
+
+def delete_preset(workspace: Workspace, name: str) -> None:
+    """Delete one of the person's own presets; raises InputError if it is none."""
+    check_name(name, what="preset")
+    path = workspace.presets_dir / f"{name}.json"
+    if not path.is_file():
+        raise InputError(
+            f"{name!r} is none of your own presets.", remedy="Built-in ones cannot be deleted."
+        )
+    path.unlink()
+
+
+def read_preset(path: Path, built_in: bool = False) -> Preset:
+    """Return the preset in a file; raises InputError or ConfigError if it is none."""
+    if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(f"{path.name} is too large to be a preset.", remedy="Check the file.")
+    values = read_json_object(path)
+    if values.get("format") != FORMAT or not isinstance(values.get("settings"), dict):
+        raise InputError(
+            f"{path.name} is not a preset.", remedy=f'Its "format" must be "{FORMAT}".'
+        )
+    if values.get("version") != VERSION:
+        raise InputError(
+            f"The preset {path.name} is of version {values.get('version')!r}; this is {VERSION}.",
+            remedy="Export it again with the version that you use.",
+        )
+    name, description = values.get("name"), values.get("description", "")
+    if not isinstance(name, str) or not isinstance(description, str) or not name.strip():
+        raise InputError(f"The preset {path.name} has no name.", remedy='Give it a "name".')
+    settings: dict[str, Any] = values["settings"]
+    return Preset(name, description[:MAX_DESCRIPTION], _checked(settings), built_in)
+
+
+def _checked(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the settings with their values as the schema has them, each by itself in range."""
+    personal = [path for path in settings if path.partition(".")[0] == "concepts"]
+    personal += [path for path in settings if path in PERSONAL and path not in personal]
+    if personal:
+        raise ConfigError([Problem(path, "does not belong in a preset.") for path in personal])
+    config = apply_preset(Preset("", "", settings), TrainConfig(model=""))
+    known = {spec.path for spec in plain_specs(TrainConfig)}
+    groups = [Problem(path, "is a group of settings.") for path in settings if path not in known]
+    problems = groups + [problem for problem in check_fields(config) if problem.field in settings]
+    if problems:
+        raise ConfigError(problems)
+    return {path: value_at(config, path) for path in settings}
+
+
+def _write(path: Path, preset: Preset) -> None:
+    settings = dict(_checked(preset.settings))
+    atomic_write_json(
+        path,
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": preset.name,
+            "description": preset.description[:MAX_DESCRIPTION],
+            "settings": json.loads(json.dumps(settings, allow_nan=False)),
+        },
+    )

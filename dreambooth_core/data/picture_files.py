@@ -1,0 +1,116 @@
+"""Picture files: found, opened safely, measured without reading their pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from dreambooth_core.errors import InputError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+# Only decoders of these formats see a file, whatever its name: the others are attack surface.
+IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+DECODER_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    ZeroDivisionError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_CHECKSUM_BYTES = 4
+SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Return the pictures in `folder` and its subfolders, sorted by path; hidden ones are left out.
+
+    Raises InputError if the folder is missing, cannot be read or holds no picture.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.", remedy="Check the path.")
+    try:
+        found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+        images = [path for path in found if not _hidden(path, folder) and path.is_file()]
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be read: {error}.") from error
+    if not images:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise InputError(f"There are no pictures in {folder}.", remedy=f"Known are {suffixes}.")
+    return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return (width, height) of the upright picture from its header alone."""
+    with opened(path) as image:
+        width, height = image.size
+        sideways = _exif(image, path).get(ExifTags.Base.Orientation) in SIDEWAYS_ORIENTATIONS
+        return (height, width) if sideways else (width, height)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of the file's bytes in hex."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"The picture {path} cannot be read: {error}.") from error
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Yield the opened picture; whatever a decoder trips over becomes an InputError."""
+    Image.init()
+    formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
+    try:
+        with Image.open(path, formats=formats) as image:
+            yield image
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"The picture {path} is too large to open safely: {error}.", remedy="Scale it down."
+        ) from error
+    except DECODER_ERRORS as error:
+        raise InputError(
+            f"The picture {path} cannot be read: {error}.", remedy="Replace or remove the file."
+        ) from error
+
+
+def _exif(image: Image.Image, path: Path) -> Image.Exif:
+    """Return the picture's Exif; pixels are decoded only for a PNG that has more after them.
+
+    Pillow's own `getexif` of a PNG decodes it whole, to find what may stand there.
+    """
+    if image.format == "PNG" and not _says_more_after_pixels(path):
+        return Image.Image.getexif(image)
+    return image.getexif()
+
+
+def _says_more_after_pixels(path: Path) -> bool:
+    """Whether a PNG has chunks between its pixels and its end; raises OSError if it has no end."""
+    pixels_seen = False
+    with Path(path).open("rb") as file:
+        file.seek(len(PNG_SIGNATURE))
+        while True:
+            length, name = struct.unpack(">I4s", file.read(8))
+            if name == b"IEND":
+                return False
+            if pixels_seen and name != b"IDAT":
+                return True
+            pixels_seen = pixels_seen or name == b"IDAT"
+            file.seek(length + PNG_CHECKSUM_BYTES, os.SEEK_CUR)
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)

@@ -1,0 +1,75 @@
+"""What was done with a model: its runs and how they ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_core.errors import UsageError
+from dreambooth_core.job.events import (
+    FINAL_EVENTS,
+    Event,
+    JobFailed,
+    JobFinished,
+    StepDone,
+    read_events,
+)
+from dreambooth_core.job.launcher import Job
+from dreambooth_core.job.runs import Run, events_path, read_run, run_ids
+from dreambooth_core.job.workspace import Workspace
+
+TAIL_BYTES = 65536
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """One run in a line: what was done, the last step it reached and how it ended."""
+
+    run: Run
+    step: int
+    outcome: str
+
+
+def past_runs(workspace: Workspace, model: str, limit: int = 10) -> list[PastRun]:
+    """Return the newest runs of a model, newest first; runs that cannot be read are left out."""
+    found = []
+    for run in _runs_of(workspace, model):
+        found.append(_past_run(workspace.run_folder(run.run_id), run))
+        if len(found) == limit:
+            break
+    return found
+
+
+def _runs_of(workspace: Workspace, model: str) -> Iterator[Run]:
+    for run_id in reversed(run_ids(workspace)):
+        try:
+            run = read_run(workspace.run_folder(run_id))
+        except UsageError:
+            continue  # of another version; it is still there for who looks into the folder
+        if run.model == model:
+            yield run
+
+
+def _past_run(folder: Path, run: Run) -> PastRun:
+    events = _last_events(folder)
+    steps = [event.step for event in events if isinstance(event, StepDone)]
+    finals = [event for event in events if isinstance(event, FINAL_EVENTS)]
+    outcome = _outcome(finals[-1]) if finals else _open_outcome(folder)
+    return PastRun(run, steps[-1] if steps else 0, outcome)
+
+
+def _last_events(folder: Path) -> list[Event]:
+    path = events_path(folder)
+    size = path.stat().st_size if path.is_file() else 0
+    return read_events(path, max(0, size - TAIL_BYTES))[0]
+
+
+def _outcome(final: Event) -> str:
+    if isinstance(final, JobFinished):
+        return "finished"
+    return f"failed: {final.message}" if isinstance(final, JobFailed) else "stopped"
+
+
+def _open_outcome(folder: Path) -> str:
+    return "running" if Job(folder.name, folder).is_running() else "ended without a word"

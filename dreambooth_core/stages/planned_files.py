@@ -1,0 +1,177 @@
+"""Which files a training will write, how large they are, and whether the disk has room for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreambooth_core.config.schema import TrainConfig
+from dreambooth_core.data.dataset import TrainingSet
+from dreambooth_core.job.checkpoint_files import side_path
+from dreambooth_core.job.events import FilesPlanned, PlannedFile
+from dreambooth_core.job.workspace import ModelFolder, Workspace
+from dreambooth_core.stages.class_image_plan import ConceptPlan
+from dreambooth_core.stages.model_shape import checkpoint_bytes, latent_numbers, weight_count
+from dreambooth_core.stages.saved_states import state_folder
+from dreambooth_core.stages.training_plan import (
+    TrainingPlan,
+    checkpoint_file,
+    planned_checkpoints,
+    preview_prompts,
+    progress_at,
+    what_is_due,
+)
+
+MOST_ROWS = 200
+RUN = "RUN"
+"""Stands in a path for the id of the run, which it gets when it starts."""
+
+PNG_BYTES_PER_PIXEL = 1.6
+"""What photographs take as PNG, measured roughly; noise takes 3, drawings far less."""
+
+FP32_BYTES = 4
+MOMENTS = {"lion": 1, "adamw": 2}
+"""Numbers that an optimizer remembers for each weight."""
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a training is foreseen to do."""
+
+    config: TrainConfig
+    workspace: Workspace
+    plan: TrainingPlan
+    class_plans: Sequence[ConceptPlan]
+    training_set: TrainingSet
+
+    @property
+    def model(self) -> ModelFolder:
+        """The model's folder."""
+        return self.workspace.model(self.config.model)
+
+    @property
+    def steps(self) -> range:
+        """The steps that are made, from 1."""
+        return range(self.plan.start.step + 1, self.plan.total_steps + 1)
+
+
+def plan_files(foreseen: Foreseen) -> FilesPlanned:
+    """Return every file that the run writes, in the order in which they first appear."""
+    states = list(_states(foreseen))
+    rows = [
+        *_class_images(foreseen),
+        *_latents(foreseen),
+        *_previews(foreseen),
+        *_checkpoints(foreseen),
+        *states,
+    ]
+    # A state is on the disk before the oldest one is deleted.
+    passing = [row for row in states if not row.kept][:1]
+    needed, free = _tightest_disk([*(row for row in rows if row.kept), *passing])
+    return FilesPlanned(shortened(rows), needed, free)
+
+
+def shortened(rows: Sequence[PlannedFile]) -> list[PlannedFile]:
+    """Return at most MOST_ROWS rows; the last one then stands for all that are left out."""
+    if len(rows) <= MOST_ROWS:
+        return list(rows)
+    shown, rest = list(rows[: MOST_ROWS - 1]), rows[MOST_ROWS - 1 :]
+    total = sum(row.bytes for row in rest if row.kept)
+    folder = str(Path(rest[-1].path).parent)
+    return [*shown, PlannedFile(folder, total, f"and {len(rest)} more files", estimated=True)]
+
+
+def _class_images(foreseen: Foreseen) -> Iterator[PlannedFile]:
+    for plan in foreseen.class_plans:
+        pixels = sum(want.width * want.height for want in plan.missing.values())
+        if pixels:
+            when = f"before training, {len(plan.missing)} class images"
+            size = round(pixels * PNG_BYTES_PER_PIXEL)
+            yield PlannedFile(str(plan.folder), size, when, estimated=True)
+
+
+def _latents(foreseen: Foreseen) -> Iterator[PlannedFile]:
+    if foreseen.config.images.cache_latents != "disk":
+        return
+    variants = foreseen.training_set.variants()
+    numbers = sum(latent_numbers(foreseen.model, *sample.example.bucket) for sample in variants)
+    size = 2 * FP32_BYTES * numbers  # mean and deviation
+    when = f"before training, latents of {len(variants)} pictures that are not there yet"
+    yield PlannedFile(str(foreseen.model.cache_dir), size, when, estimated=True)
+
+
+def _previews(foreseen: Foreseen) -> Iterator[PlannedFile]:
+    config, plan = foreseen.config, foreseen.plan
+    prompts = len(preview_prompts(config))
+    due = [s for s in foreseen.steps if what_is_due(config, progress_at(plan, s)).preview]
+    if prompts and due:
+        size = round(prompts * len(due) * config.images.resolution**2 * PNG_BYTES_PER_PIXEL)
+        when = f"{prompts} previews each after {_steps(due)}"
+        yield PlannedFile(str(foreseen.model.samples_dir / RUN), size, when, estimated=True)
+
+
+def _checkpoints(foreseen: Foreseen) -> Iterator[PlannedFile]:
+    config, plan, model = foreseen.config, foreseen.plan, foreseen.model
+    steps = planned_checkpoints(config, plan)
+    size = checkpoint_bytes(model, config.saving.dtype) if steps else 0
+    for step in steps:
+        path = checkpoint_file(config, foreseen.workspace.checkpoints_dir, step)
+        yield PlannedFile(str(path), size, _when(plan, step))
+        if model.kept_side_file.exists():
+            side = model.kept_side_file.stat().st_size
+            yield PlannedFile(str(side_path(path)), side, _when(plan, step))
+
+
+def _states(foreseen: Foreseen) -> Iterator[PlannedFile]:
+    config, plan = foreseen.config, foreseen.plan
+    steps = [s for s in foreseen.steps if what_is_due(config, progress_at(plan, s)).state]
+    steps = list(dict.fromkeys([*steps, plan.total_steps]))
+    size = _state_bytes(foreseen)
+    first_kept = len(steps) - config.saving.keep_states
+    for number, step in enumerate(steps):
+        path, kept = str(state_folder(foreseen.model, RUN, step)), number >= first_kept
+        when = _when(plan, step) + ("" if kept else ", deleted again")
+        yield PlannedFile(path, size, when, kept=kept, estimated=True)
+
+
+def _state_bytes(foreseen: Foreseen) -> int:
+    config = foreseen.config
+    parts = ["unet"] if config.unet.train else []
+    parts += ["text_encoder"] if foreseen.plan.text_encoder_steps else []
+    numbers = sum(weight_count(foreseen.model, part) for part in parts)
+    copies = 1 + config.ema.enabled + MOMENTS[config.optimizer.name]
+    return FP32_BYTES * numbers * copies
+
+
+def _when(plan: TrainingPlan, step: int) -> str:
+    progress = progress_at(plan, step)
+    epoch = progress.epoch if progress.position == 0 else progress.epoch + 1
+    end = "at the end, " if step == plan.total_steps else ""
+    return f"{end}step {step}, epoch {epoch}"
+
+
+def _steps(steps: Sequence[int]) -> str:
+    if len(steps) == 1:
+        return f"step {steps[0]}"
+    listed = ", ".join(map(str, steps[:3]))
+    return f"steps {listed}{' ...' if len(steps) > 3 else ''} ({len(steps)} times)"
+
+
+def _tightest_disk(rows: Sequence[PlannedFile]) -> tuple[int, int]:
+    """Return the bytes needed and free of the disk that is left with the least."""
+    needed: dict[int, int] = defaultdict(int)
+    free: dict[int, int] = {}
+    for row in rows:
+        folder = _existing(Path(row.path))
+        disk = os.stat(folder).st_dev
+        needed[disk] += row.bytes
+        free[disk] = shutil.disk_usage(folder).free
+    return min(((needed[d], free[d]) for d in free), key=lambda pair: pair[1] - pair[0])
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
