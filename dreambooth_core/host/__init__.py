@@ -1,0 +1,1 @@
+"""The program that we run in: a WebUI, or none. The only place that may import its `modules`."""
