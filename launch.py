@@ -36,12 +36,12 @@ Needs Python 3.10 or newer and nothing else. The first start makes .venv beside 
 pins; later starts use it at once and need no network.
 
   demo          train the built-in small model on a built-in subject and compare the results
-  create, class-images, train, sample, save, compare, models, watch, stop, send, resume
+  create, plan, class-images, train, sample, save, compare, models, watch, stop, send, resume
                 the command line: python launch.py VERB --help explains each
   test [...]    run the tests; more words go to pytest
   lint          check format, lint and types
   bench NAME    run a benchmark of the folder benchmarks/
-  ui            the page in the browser; it arrives with the next version
+  ui            the page in the browser; --listen lets other computers in, with a password
 
 torch: an installed one is used, that of the Python that runs this file or one put into .venv by
 hand. Otherwise the platform's normal build of the pinned version is installed. To choose another
@@ -303,6 +303,8 @@ def commands_for(verb: str, rest: Sequence[str]) -> list[list[str]]:
         ]
     if verb == "bench":
         return [_benchmark(rest)]
+    if verb == "ui":
+        return [["-m", "dreambooth_core.ui", *rest]]
     return [["-m", "dreambooth_core", verb, *rest]]
 
 
@@ -346,9 +348,6 @@ def main(arguments: Sequence[str]) -> int:
     if verb in ("--help", "-h", "help"):
         print(HELP, end="")
         return 0 if arguments else 2
-    if verb == "ui":
-        say("The page in the browser arrives with the next version. All it will do, the verbs do.")
-        return 2
     try:
         return set_up_and_run(verb, rest)
     except SetupError as error:
@@ -365,8 +364,13 @@ def set_up_and_run(verb: str, rest: Sequence[str]) -> int:
         say("This Python is newer than those tried, 3.10 to 3.13; going on with it.")
     if verb == "bench":
         _benchmark(rest)  # a wrong name is told before anything is installed
-    groups = ["trainer", "test"] if verb in ("test", "lint") else ["trainer"]
-    return run(set_up(groups), verb, rest)
+    return run(set_up(groups_for(verb)), verb, rest)
+
+
+def groups_for(verb: str) -> list[str]:
+    """Return the groups of packages that a verb needs."""
+    more = {"ui": ["ui"], "test": ["ui", "test"], "lint": ["ui", "test"]}
+    return ["trainer", *more.get(verb, [])]
 
 
 if __name__ == "__main__":

@@ -329,6 +329,7 @@ def test_the_state_is_written_at_once(tmp_path: Path) -> None:
 
 def test_what_verbs_run() -> None:
     assert launch.commands_for("demo", []) == [["-m", "dreambooth_core", "demo"]]
+    assert launch.commands_for("ui", ["--listen"]) == [["-m", "dreambooth_core.ui", "--listen"]]
     assert launch.commands_for("train", ["--help"])[0][2:] == ["train", "--help"]
     assert launch.commands_for("test", ["-k", "x"]) == [["-m", "pytest", "-n", "2", "-k", "x"]]
     assert [command[1] for command in launch.commands_for("lint", [])] == ["ruff", "ruff", "mypy"]
@@ -404,18 +405,20 @@ def test_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     monkeypatch.setattr(launch, "run", lambda python, verb, rest: seen.append((verb, rest)) or 4)
     assert launch.main(["train", "--model", "x"]) == 4
     assert launch.main(["test"]) == 4
+    assert launch.main(["ui", "--port", "7000"]) == 4
     assert seen == [
         ["trainer"],
         ("train", ["--model", "x"]),
-        ["trainer", "test"],
+        ["trainer", "ui", "test"],
         ("test", []),
+        ["trainer", "ui"],
+        ("ui", ["--port", "7000"]),
     ]
     assert launch.main([]) == 2
     assert launch.main(["--help"]) == 0
-    assert launch.main(["ui"]) == 2
     assert launch.main(["bench", "nothing"]) == 1
     assert "Name a benchmark" in capsys.readouterr().err
-    assert len(seen) == 4
+    assert len(seen) == 6
 
 
 def test_python_versions(
@@ -464,12 +467,28 @@ def _pins(name: str) -> dict[str, set[str]]:
 
 
 def test_every_requirement_is_an_exact_pin_and_no_two_disagree() -> None:
-    files = sorted(path.name for path in launch.REQUIREMENTS.iterdir())
-    assert files == ["test.txt", "torch-constraints.txt", "torch.txt", "trainer.txt", "ui.txt"]
+    files = {path.name for path in launch.REQUIREMENTS.glob("*.txt")}
+    ours = {"test.txt", "torch-constraints.txt", "torch.txt", "trainer.txt", "ui.txt"}
+    hosts = {"host-a1111.txt", "host-forge.txt"}
+    assert files == ours | hosts | {"overlay.txt"}  # the overlay's pins have hashes: see its test
+    for name in sorted(hosts):
+        assert all(len(versions) == 1 for versions in _pins(name).values())
     together: dict[str, set[str]] = {}
-    for name in files:
+    for name in sorted(ours):
         for package, versions in _pins(name).items():
             assert together.setdefault(package, versions) == versions, package
+
+
+def test_the_packages_beside_a_webui_are_those_that_we_use_alone() -> None:
+    lines = (launch.REQUIREMENTS / "overlay.txt").read_text().splitlines()
+    pins = [line.split()[0] for line in lines if "==" in line and not line.startswith("#")]
+    trainer = _pins("trainer.txt")
+    named = (pin.partition("==") for pin in pins)
+    overlay = {re.sub(r"[-_.]+", "-", name).lower(): version for name, _, version in named}
+    assert len(overlay) > 10
+    assert {"torch", "numpy"}.isdisjoint(overlay)
+    for name, version in overlay.items():
+        assert trainer[name] == {version}, name
 
 
 def test_the_pins_that_were_proved_together() -> None:

@@ -1,0 +1,1 @@
+"""The page: tabs and the run panel, the same in a WebUI and alone."""

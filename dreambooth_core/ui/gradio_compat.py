@@ -1,0 +1,154 @@
+"""Gradio 3.41 (A1111, reForge), 4.40 (Forge) and 6 (alone): all that differs between them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+MAJOR = int(gr.__version__.partition(".")[0])
+HAS_TIMER = hasattr(gr, "Timer")
+THUMBNAIL_PIXELS = 256
+HIDDEN_OPTIONS = {"elem_classes", "elem_id", "visible"}
+"""What the containers of Gradio 3 take without saying so."""
+
+
+def supported(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a function of this version takes."""
+    parameters = inspect.signature(function).parameters.values()
+    names = {parameter.name for parameter in parameters}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        names |= HIDDEN_OPTIONS
+    return {name: value for name, value in options.items() if name in names}
+
+
+def make(component: Callable[..., Any], **options: Any) -> Any:
+    """Return a component or a container; the WebUI is kept from freezing its value and range."""
+    made = component(**supported(component, options))
+    made.do_not_save_to_config = True
+    return made
+
+
+def listen(
+    event: Callable[..., Any],
+    function: Callable[..., Any] | None,
+    inputs: Any = None,
+    outputs: Any = None,
+    *,
+    js: str = "",
+    waiting: bool = False,
+    newest: bool = False,
+    every: float | None = None,
+) -> Any:
+    """Let a function answer an event, out of sight of Gradio's own API page.
+
+    `waiting` shows that an answer takes a moment; `newest` makes sure that the last of many quick
+    events is answered, where this version can.
+    """
+    options: dict[str, Any] = {
+        "show_api": False,
+        "api_visibility": "private",
+        "show_progress": "full" if waiting else "hidden",
+        "_js" if MAJOR < 4 else "js": js or None,
+    }
+    if newest:
+        options["trigger_mode"] = "always_last"
+    if every is not None:
+        options["every"] = every
+    return event(function, inputs=inputs, outputs=outputs, **supported(event, options))
+
+
+def on_load(function: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> Any:
+    """Let a function fill the page when it is opened; called inside the Blocks it belongs to."""
+    return listen(_blocks().load, function, inputs, outputs)
+
+
+def poll(
+    function: Callable[..., Any], seconds: float, inputs: Any = None, outputs: Any = None
+) -> None:
+    """Call a function every so many seconds while the page is open.
+
+    Gradio 3 reads the inputs only once, when the page is opened; a State is the same object.
+    """
+    if HAS_TIMER:
+        listen(gr.Timer(seconds).tick, function, inputs, outputs)
+    else:
+        listen(_blocks().load, function, inputs, outputs, every=seconds)
+
+
+def visibility(visible: bool) -> bool | str:
+    """Return what `visible` is set to; newer versions would forget what is hidden altogether."""
+    annotation = str(inspect.signature(gr.Textbox).parameters["visible"].annotation)
+    return visible or ("hidden" if "hidden" in annotation else False)
+
+
+def settled_events(component: Any, *, typed: bool) -> list[Callable[..., Any]]:
+    """Return the events that tell that a value was chosen or typed to its end.
+
+    `.change` alone loses the last letters that are typed while an answer is pending.
+    """
+    names = ("change", "blur", "submit") if typed else ("change",)
+    return [getattr(component, name) for name in names if hasattr(component, name)]
+
+
+def line_plot(*, title: str, x: str, y: str, color: str, height: int = 280, **options: Any) -> Any:
+    """Return an empty line plot; its value is a pandas DataFrame with the three columns."""
+    return make(gr.LinePlot, title=title, x=x, y=y, color=color, height=height, **options)
+
+
+def gallery(*, label: str, columns: int, height: int, **options: Any) -> Any:
+    """Return an empty gallery; its value is a list of (picture, caption)."""
+    return make(gr.Gallery, label=label, columns=columns, height=height, **options)
+
+
+def thumbnail(path: Path, pixels: int = THUMBNAIL_PIXELS) -> Any:
+    """Return a small copy of a picture for a gallery, wherever its file lies.
+
+    Gradio refuses files outside its own folders; a picture in memory it takes from anywhere.
+    Raises OSError if the file is no picture.
+    """
+    from PIL import Image, ImageOps  # comes with Gradio, and is not needed to build the page
+
+    with Image.open(path) as image:
+        image.draft("RGB", (pixels * 2, pixels * 2))
+        small = ImageOps.exif_transpose(image).convert("RGB")
+    small.thumbnail((pixels, pixels))
+    return small
+
+
+def uploaded_path(file: Any) -> Path | None:
+    """Return where an uploaded file lies: Gradio gives a path or an object with a name."""
+    return Path(getattr(file, "name", file)) if file else None
+
+
+def page_options(css: str, script: str, title: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of Blocks and of launch for a page of our own."""
+    theme = gr.themes.Default(
+        primary_hue="indigo",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+    looks = {"css": css, "theme": theme, "head": f"<script>{script}</script>"}
+    in_launch = supported(gr.Blocks.launch, looks)
+    blocks = {name: value for name, value in looks.items() if name not in in_launch}
+    return {"title": title, **supported(gr.Blocks, {**blocks, "fill_width": True})}, in_launch
+
+
+def start_page(blocks: Any, **options: Any) -> Any:
+    """Queue and launch a page of our own without blocking; return its web application."""
+    blocks.queue(**{"concurrency_count" if MAJOR < 4 else "default_concurrency_limit": 8})
+    options = {"prevent_thread_lock": True, "share": False, "footer_links": [], **options}
+    # Else Gradio asks itself for the page and gives up if that takes more than three seconds.
+    options["_frontend"] = False
+    app, _, _ = blocks.launch(**supported(blocks.launch, options))
+    return app
+
+
+def _blocks() -> Any:
+    from gradio.context import Context
+
+    return Context.root_block

@@ -1,0 +1,1 @@
+"""What stands on each tab; the controls themselves come from the schema."""
