@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -29,6 +30,8 @@ def run(config: SampleConfig, context: RunContext) -> dict[str, Any]:
         os.kill(os.getpid(), 9)
     if order == "exit":
         os._exit(3)
+    if order == "full":
+        raise OSError(errno.ENOSPC, "No space left on device", "model_12.safetensors.tmp")
     if order == "raise":
         raise RuntimeError("a bug")
     if order == "usage":

@@ -36,15 +36,24 @@ LAYERS = {
     "dreambooth_core.families": 2,
     "dreambooth_core.adapters": 2,
     "dreambooth_core.world": 2,
+    "dreambooth_core.world.install": 0,
     "dreambooth_core.stages": 3,
+    "dreambooth_core.host": 4,
+    "dreambooth_core.ui": 4,
+    "dreambooth_core.api": 4,
     "dreambooth_core.recording": 4,
     "dreambooth_core.worker": 4,
 }
 SIBLINGS = ("diffusion", "optim", "data", "checkpoint.file")
 HOST_SIDE = ("cli", "__main__", "demo", "config", "job", "errors", "checkpoint.header")
+HOST_SIDE += ("world.install", "checkpoint.clip_tokenizer")
+HOST_SIDE += ("host", "api", "ui")
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "PIL")
-BROAD_CATCHERS = ("worker.py", "api.py")
+PULLED_BY_GRADIO = ("numpy", "PIL")
+BROAD_CATCHERS = ("worker.py", "edge.py", "dreambooth.py")
 PRINTERS = ("dreambooth_core/cli/", "launch.py", "benchmarks/", "dreambooth_core/world/build/")
+
+WEBUI = ("modules", "modules_forge", "backend", "ldm_patched")
 
 
 def _project_files() -> list[Path]:
@@ -164,13 +173,39 @@ def test_there_are_no_import_cycles() -> None:
         walk(module, ())
 
 
-def test_only_host_knows_the_webui() -> None:
+def test_only_host_and_the_script_know_the_webui() -> None:
     assert not [
         f"{_place(path)} imports {imported}"
         for path in SOURCES
-        if path.parent != PACKAGE / "host"
+        if path.parent not in (PACKAGE / "host", ROOT / "scripts")
         for imported in _imports(path, with_typing=True)
-        if imported.partition(".")[0] in ("modules", "modules_forge")
+        if imported.partition(".")[0] in WEBUI
+    ]
+
+
+def test_the_webui_is_imported_where_it_is_used() -> None:
+    """At the top it would bring torch to whoever only asks which host there is."""
+    assert not [
+        _place(path, node)
+        for path in (PACKAGE / "host").glob("*.py")
+        for node in _tree(path).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and ast.unparse(node).split()[1].partition(".")[0] in WEBUI
+    ]
+
+
+def test_the_script_needs_only_the_host_side() -> None:
+    imported = {name for name in _imports(ROOT / "scripts" / "dreambooth.py") if name in MODULES}
+    assert imported == {"dreambooth_core.host.callbacks"}
+
+
+def test_the_host_side_reaches_nothing_of_the_trainer() -> None:
+    assert not [
+        f"{module} imports {imported}"
+        for module, path in MODULES.items()
+        if _is_host_side(module)
+        for imported in _imports(path)
+        if imported in MODULES and _layer(imported) > 0 and not _is_host_side(imported)
     ]
 
 
@@ -184,17 +219,31 @@ def test_the_lowest_layer_imports_no_heavy_package() -> None:
     ]
 
 
-def test_the_host_side_never_loads_torch() -> None:
+def _is_host_side(module: str) -> bool:
+    inside = module.removeprefix("dreambooth_core.")
+    sides = (inside == side or inside.startswith(f"{side}.") for side in HOST_SIDE)
+    return module == "dreambooth_core" or any(sides)
+
+
+@pytest.mark.parametrize("with_page", [False, True])
+def test_the_host_side_never_loads_torch(with_page: bool) -> None:
+    pages = "dreambooth_core.ui"
     modules = [
         name
         for name in MODULES
-        if name.removeprefix("dreambooth_core.").startswith(HOST_SIDE) or name == "dreambooth_core"
+        if _is_host_side(name)
+        and name.startswith(pages) == with_page
+        and not name.endswith("__main__")
     ]
+    assert modules
+    heavy = [name for name in HEAVY if not with_page or name not in PULLED_BY_GRADIO]
+    if with_page:
+        pytest.importorskip("gradio")
     code = (
         "import importlib, sys\n"
-        f"for name in {[m for m in modules if not m.endswith('__main__')]!r}:\n"
+        f"for name in {modules!r}:\n"
         "    importlib.import_module(name)\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+        f"print([name for name in {heavy!r} if name in sys.modules])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from dreambooth_core.families.clip_tokenizer import write_tokenizer
+from dreambooth_core.checkpoint.clip_tokenizer import write_tokenizer
 from dreambooth_core.world.build import denoiser
 from dreambooth_core.world.build.denoiser import (
     EMPHASIS_SHIFT,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from dreambooth_core.families.clip_tokenizer import write_tokenizer
+from dreambooth_core.checkpoint.clip_tokenizer import write_tokenizer
 from dreambooth_core.world.build import language
 from dreambooth_core.world.build.language import Words, train_text_encoder
 from dreambooth_core.world.captions import FILLERS

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPTokenizer
 
-from dreambooth_core.families.clip_tokenizer import write_tokenizer
+from dreambooth_core.checkpoint.clip_tokenizer import write_tokenizer
 from dreambooth_core.world.build.autoencoder import train_autoencoder
 from dreambooth_core.world.build.denoiser import Latents, encode_scenes, train_denoiser
 from dreambooth_core.world.build.export import (

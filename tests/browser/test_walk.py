@@ -1,0 +1,154 @@
+"""A newcomer's way through the page, and the same page after crashes; screenshots if asked for.
+
+DREAMBOOTH_SCREENSHOTS=1 keeps pictures of the tabs in docs/images/. They show the paths of the
+checkout and of pytest's --basetemp, so let both have names that may be seen.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dreambooth_core.job.workspace import Workspace
+from tests.browser.driver import ROOT, App, Person, browsing, served
+
+SCREENSHOTS = "DREAMBOOTH_SCREENSHOTS"
+IMAGES = ROOT / "docs" / "images"
+PROGRESS, SUMMARY = "#dreambooth_run_progress", "#dreambooth_run_summary"
+MODEL = "demo"
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[App]:
+    """The page of an empty folder."""
+    with served(tmp_path) as app:
+        yield app
+
+
+@pytest.fixture
+def person(app: App) -> Iterator[Person]:
+    """Somebody who has opened the page."""
+    with browsing(app.url) as person:
+        person.open()
+        yield person
+        assert person.errors == []
+
+
+def _keep_picture(person: Person, name: str) -> None:
+    if os.environ.get(SCREENSHOTS):
+        person.picture(IMAGES / f"{name}.png")
+
+
+def _create_the_example(person: Person) -> None:
+    person.press("dreambooth_create_example")
+    person.waits(lambda: person.value("dreambooth_create_name"), bool, "a name")
+    person.sees("#dreambooth_create_found", "Stable Diffusion 1")
+    _keep_picture(person, "tab-create")
+    person.press("dreambooth_create_button")
+    person.sees("#dreambooth_status", f"{MODEL}: Stable Diffusion 1")
+
+
+def _set_up_the_example(person: Person, epochs: int) -> None:
+    person.tab("Concepts")
+    person.press("dreambooth_concept_example")
+    person.sees("#dreambooth_concept_message", "filled in")
+    assert Path(person.value("dreambooth_concept_instance_folder")).name == "bob"
+    person.type("dreambooth_concept_class_images_per_instance_image", "1")
+    person.type("dreambooth_concept_sample_prompts", "photo of a ohwx man")
+    _set_epochs(person, epochs)
+
+
+def _set_epochs(person: Person, epochs: int) -> None:
+    person.tab("Select")
+    person.type("dreambooth_train_intervals_epochs", str(epochs))
+
+
+def _check_the_pictures(person: Person) -> None:
+    person.tab("Concepts")
+    person.press("dreambooth_plan")
+    person.sees("#dreambooth_plan_table", "ohwx man")
+    assert "6 to generate" in person.text("#dreambooth_plan_summary")
+    _keep_picture(person, "tab-concepts")
+
+
+def _train(person: Person) -> None:
+    person.press("dreambooth_run_train")
+    person.sees(PROGRESS, "Running")
+
+
+def _step(person: Person) -> int:
+    """How many steps are done, as the page says; 0 before the first."""
+    found = re.search(r"Step\D{0,3}([\d,]+)", person.text(PROGRESS), re.IGNORECASE)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def _moves(person: Person) -> int:
+    """Wait until two more steps are done; return how many are."""
+    wanted = _step(person) + 2
+    return int(person.waits(lambda: str(_step(person)), lambda n: int(n) >= wanted, f"{wanted}"))
+
+
+def test_a_newcomer_trains_the_built_in_subject(person: Person) -> None:
+    _create_the_example(person)
+    _set_up_the_example(person, epochs=2000)
+    _check_the_pictures(person)
+    person.tab("Saving")
+    _keep_picture(person, "tab-saving")
+
+    _train(person)
+    before = _moves(person)
+    person.open()  # the page is loaded anew in the middle
+    assert _moves(person) > before
+
+    known = person.pictures()  # those of the class
+    person.press("dreambooth_run_sample")
+    person.waits(lambda: str(person.pictures()), lambda n: int(n) > known, "a new picture")
+    person.tab("Select")
+    _keep_picture(person, "tab-select")
+
+    person.press("dreambooth_run_stop")
+    person.sees(SUMMARY, "Stopped")
+    reached = _step(person)
+    assert reached > before
+
+    person.page.get_by_label("Resume").check()
+    _set_epochs(person, epochs=reached // 3 + 2)
+    _train(person)
+    assert "training state to go on from" in person.sees(SUMMARY, "Finished")
+    assert _step(person) > reached
+    assert "_" in person.sees(SUMMARY, ".safetensors")
+
+
+def test_a_job_outlives_the_page_and_its_end_is_told(app: App, person: Person) -> None:
+    _create_the_example(person)
+    _set_up_the_example(person, epochs=2000)
+    _train(person)
+    before = _moves(person)
+
+    jobs = app.kill()
+    assert jobs, "the job ended with the page"
+    app.start()
+    person.open()
+    assert _moves(person) > before
+
+    for process in _workers(app.root):
+        process.kill()
+    told = person.sees(PROGRESS, "Failed")
+    assert "ended" in told or "killed" in told
+    person.press("dreambooth_run_train")  # a new one can be started
+    person.sees(PROGRESS, "Running")
+
+
+def _workers(root: Path) -> list[psutil.Process]:
+    """The processes of the jobs of a folder."""
+    jobs = str(Workspace(root).jobs_dir)
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(word.startswith(jobs) for word in process.info["cmdline"] or [])
+    ]
