@@ -6,6 +6,7 @@ Imports no torch: the jobs it lists run in worker processes like any others.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 from dreambooth_core.config.schema import (
@@ -93,6 +94,12 @@ def training_config(name: str) -> TrainConfig:
         images=ImagesSection(resolution=128),
         saving=SavingSection(save_every_epochs=33),
     )
+
+
+def known_subject(concepts: Sequence[Concept]) -> str:
+    """Return the built-in subject that the concepts are of, which the judge knows; else ""."""
+    folders = {Path(concept.instance_folder) for concept in concepts}
+    return SUBJECT if folders == {INSTANCE_FOLDER} else ""
 
 
 def comparison_config(name: str) -> CompareConfig:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dreambooth_core import demo
-from dreambooth_core.config.schema import CompareConfig, CreateConfig, TrainConfig
+from dreambooth_core.config.schema import CompareConfig, Concept, CreateConfig, TrainConfig
 from dreambooth_core.config.validate import check_fields, validate
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.world.captions import parse_prompt
@@ -78,6 +78,13 @@ def test_a_second_demo_in_the_folder_takes_another_name(workspace: Workspace) ->
     assert [getattr(config, "model", "demo-3") for _, config in demo.steps(workspace)] == [
         "demo-3"
     ] * 4
+
+
+def test_the_judge_knows_the_built_in_subject_and_nobody_else() -> None:
+    own = Concept(instance_folder="pictures/anna")
+    assert demo.known_subject([demo.concept()]) == demo.SUBJECT
+    assert demo.known_subject([own]) == demo.known_subject([]) == ""
+    assert demo.known_subject([demo.concept(), own]) == ""
 
 
 def test_listing_the_jobs_needs_no_torch(tmp_path: Path) -> None:

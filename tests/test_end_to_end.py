@@ -26,7 +26,7 @@ from dreambooth_core.world.judge import Judge
 from dreambooth_core.world.subjects import SUBJECTS, prompts
 from tests.tiny import stage_context
 
-STEPS = 360
+STEPS = 420
 SUBJECT_MARGIN = 0.25
 WORTHWHILE_LEAK = 0.2
 SUBJECT = SUBJECTS[demo.SUBJECT]
@@ -51,7 +51,7 @@ def score(components: Components, texts: Sequence[str]) -> float:
         [""] * len(texts),
         width=128,
         height=128,
-        steps=12,
+        steps=20,
         cfg_scale=5.0,
         sampler="dpm++_2m",
         seeds=range(50, 50 + len(texts)),
@@ -76,7 +76,7 @@ def hashes(model: ModelFolder) -> dict[str, str]:
 
 def settings(prior: bool) -> TrainConfig:
     config = demo.training_config("subject")
-    config.intervals.max_steps = STEPS
+    config.intervals.epochs = config.intervals.max_steps = STEPS
     config.saving.save_every_epochs = 0
     config.saving.name = "with-prior" if prior else "without-prior"
     concept = config.concepts[0]

@@ -15,7 +15,7 @@ from PIL import Image
 from dreambooth_core.config.schema import CompareConfig, Concept, TrainConfig
 from dreambooth_core.errors import InputError, ModelNotFoundError
 from dreambooth_core.job.commands import Command, send
-from dreambooth_core.job.events import Event, Notice, PhaseProgress
+from dreambooth_core.job.events import Event, Notice, PhaseProgress, SampleSaved
 from dreambooth_core.job.runs import Run, create_run_folder, write_run
 from dreambooth_core.job.workspace import ModelFolder, Workspace
 from dreambooth_core.stages import compare
@@ -119,6 +119,7 @@ def test_all_saved_checkpoints_are_compared_with_the_base(
     assert summary["comparison"][0].startswith("checkpoint")
     assert summary["comparison"][3].startswith("tiny_200") and len(summary["comparison"]) == 5
     assert [e.done for e in events if isinstance(e, PhaseProgress)] == [1, 2, 3]
+    assert [e.path for e in events if isinstance(e, SampleSaved)] == [summary["grid"]]
 
 
 @pytest.mark.usefixtures("painted")

@@ -108,6 +108,7 @@ class Page:
                 self.panel.bind_train,
                 self.panel.bind_class_images,
                 self.panel.bind_save,
+                self.panel.bind_compare,
             ):
                 bind({self.order}, self.make_config)
         self.seen: dict[str, Any] = {}
@@ -326,7 +327,7 @@ class TestPlot:
 class TestButtons:
     def test_before_a_job_only_starting_is_possible(self) -> None:
         page = Page(Fixed(None)).look()
-        assert page.enabled() == {"train", "class_images", "checkpoint"}
+        assert page.enabled() == {"train", "class_images", "checkpoint", "compare"}
 
     def test_while_a_training_runs(self) -> None:
         going_on = run.buttons_enabled(view_of(STARTED), "")
@@ -389,6 +390,13 @@ class TestFollowing:
         ]
         assert pictures[0][0].size == (384, 256)
 
+    def test_a_comparison_is_shown_large_enough_to_read(self, folder: Path, tmp_path: Path) -> None:
+        Image.new("RGB", (1800, 900)).save(tmp_path / "compare.png")
+        started = JobStarted("compare", "ada", "run", 1, "1", time=100.0)
+        tell(folder, started, SampleSaved(str(tmp_path / "compare.png"), "compared", 4))
+        (picture, _), *_ = Page(Fixed(folder)).look().shown["gallery"]["value"]
+        assert picture.size == (1800, 900)
+
     def test_the_log_is_there(self, folder: Path) -> None:
         log_path(folder).write_text("one\ntwo <b>\n")
         page = Page(Fixed(folder)).look()
@@ -444,7 +452,7 @@ class TestJobs:
         assert "train" not in page.enabled() and page.text("answer") == ""
         page.wait_for("Finished")
         assert "one.png" in page.text("summary") and "two.png" in page.text("summary")
-        assert page.enabled() == {"train", "class_images", "checkpoint"}
+        assert page.enabled() == {"train", "class_images", "checkpoint", "compare"}
 
     def test_stop_now(self, desk: Conductor) -> None:
         page = Page(desk).start("wait").wait_for("working")

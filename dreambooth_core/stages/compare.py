@@ -15,7 +15,7 @@ from dreambooth_core.errors import InputError
 from dreambooth_core.families import load_checkpoint, load_components
 from dreambooth_core.families.base import Components
 from dreambooth_core.job.context import RunContext
-from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted
+from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted, SampleSaved
 from dreambooth_core.job.storage import atomic_write_bytes, atomic_write_json
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.columns import Column, comparison_columns, last_concepts
@@ -192,6 +192,7 @@ def _write(
     title = f"{config.model}: checkpoints compared"
     grid, numbers = folder / "compare.png", folder / "compare.json"
     save_png(_sheet(config, columns, results, measured), grid)
+    context.emit(SampleSaved(str(grid), title, config.seed))
     atomic_write_bytes(folder / "compare.md", markdown(title, rows, remarks).encode("utf-8"))
     atomic_write_json(numbers, {"rows": rows, "remarks": remarks, "settings": to_dict(config)})
     keep = best(measured) if measured else 0

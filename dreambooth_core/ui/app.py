@@ -8,8 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from dreambooth_core import api
-from dreambooth_core.config.schema import SaveConfig, TrainConfig
+from dreambooth_core import api, demo
+from dreambooth_core.config.schema import CompareConfig, SaveConfig, TrainConfig
 from dreambooth_core.errors import ConfigError, DreamboothError
 from dreambooth_core.host.base import Host, set_host
 from dreambooth_core.host.conductor import conductor
@@ -102,6 +102,7 @@ class Page:
         self.panel.bind_train(inputs, self.training)
         self.panel.bind_class_images(inputs, self.training)
         self.panel.bind_save(inputs, self.checkpoint)
+        self.panel.bind_compare(inputs, self.comparison)
         for item in self.tab_items.values():
             listen(item.select, self.keep, inputs, None)
         shown = [*self.form.outputs(), self.select.history, self.status]
@@ -209,6 +210,11 @@ class Page:
             dtype=saving.dtype,
             use_ema=saving.use_ema,
         )
+
+    def comparison(self, values: Values) -> CompareConfig:
+        """Return what to compare: the newest training's checkpoints, measured if we know whom."""
+        config = require_model(self.form.read_shown(values))
+        return CompareConfig(model=config.model, subject=demo.known_subject(config.concepts))
 
     def load_example(self, values: Values) -> Updates:
         """Fill in the built-in subject and the settings that fit the built-in checkpoint."""

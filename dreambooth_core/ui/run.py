@@ -33,10 +33,10 @@ from dreambooth_core.ui.run_html import (
 
 POLL_SECONDS = 1.0
 PICTURES = 24
-PICTURE_PIXELS = 384
+PICTURE_PIXELS, GRID_PIXELS = 384, 2048
 LOG_LINES = 100
 LINES_BESIDE_PROGRESS = 3
-STARTERS = ("train", "class_images", "checkpoint")
+STARTERS = ("train", "class_images", "checkpoint", "compare")
 STOP, END_AT_ONCE = "Stop now", "End at once (saves nothing)"
 
 LABELS = {
@@ -47,6 +47,7 @@ LABELS = {
     "sample": "Sample now",
     "class_images": "Generate class images",
     "checkpoint": "Generate checkpoint",
+    "compare": "Compare checkpoints",
 }
 ANSWERS = {
     "stop": "The job stops after the step it is in.",
@@ -163,6 +164,10 @@ class RunPanel:
         """Let Generate checkpoint write one with the settings read from `inputs`."""
         self._bind_start("checkpoint", "save", inputs, make_config)
 
+    def bind_compare(self, inputs: set[Any], make_config: MakeConfig) -> None:
+        """Let Compare checkpoints draw the grid with the settings read from `inputs`."""
+        self._bind_start("compare", "compare", inputs, make_config)
+
     def look(self) -> tuple[RunView | None, Path | None]:
         """Return how the present or last job stands, and its folder; None before the first."""
         job = self._ask().job()
@@ -264,7 +269,8 @@ class RunPanel:
         if seen.get("gallery") == paths:
             return gr.update()
         seen["gallery"] = paths
-        found = ((_picture(s.path), caption(s.prompt, s.step, s.seed)) for s in samples)
+        pixels = GRID_PIXELS if view and view.kind == "compare" else PICTURE_PIXELS
+        found = ((_picture(s.path, pixels), caption(s.prompt, s.step, s.seed)) for s in samples)
         return gr.update(value=[pair for pair in found if pair[0] is not None])
 
 
@@ -285,9 +291,9 @@ def _if_over(seen: dict[str, Any], view: RunView | None) -> Any:
 
 
 @lru_cache(maxsize=2 * PICTURES)
-def _picture(path: str) -> Any:
-    """Return a small copy of a picture; None if it is gone."""
+def _picture(path: str, pixels: int) -> Any:
+    """Return a copy of a picture of at most so many pixels a side; None if it is gone."""
     try:
-        return gradio_compat.thumbnail(Path(path), PICTURE_PIXELS)
+        return gradio_compat.thumbnail(Path(path), pixels)
     except OSError:
         return None

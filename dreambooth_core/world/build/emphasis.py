@@ -12,8 +12,10 @@ import dataclasses
 import random
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dreambooth_core.world.backgrounds import paint_background
@@ -31,7 +33,9 @@ def emphasis(scene: Scene) -> Tensor:
     """Return the weights (h,w) of a scene's latents: 1 for the ground, more for the object."""
     picture = _pixels(render(scene))
     ground = paint_background(scene.background, random.Random(scene.seed))
-    there = _share(picture, _pixels(ground.resize((picture.shape[1], picture.shape[0]), 4)))
+    there = _share(
+        picture, _pixels(ground.resize((picture.shape[1], picture.shape[0]), Image.Resampling.BOX))
+    )
     parts = _share(picture, _pixels(render(dataclasses.replace(scene, parts=_without(scene)))))
     return 1 + OBJECT_WEIGHT * _spread(there) + PARTS_WEIGHT * _spread(parts).sqrt()
 
@@ -52,11 +56,11 @@ def _other(value: str, first: str, second: str) -> str:
     return first if value != first else second
 
 
-def _pixels(image: object) -> np.ndarray:
+def _pixels(image: Image.Image) -> npt.NDArray[np.int16]:
     return np.asarray(image).astype(np.int16)  # (H,W,3)
 
 
-def _share(picture: np.ndarray, other: np.ndarray) -> Tensor:
+def _share(picture: npt.NDArray[np.int16], other: npt.NDArray[np.int16]) -> Tensor:
     """Return the share (h,w) of each latent's pixels that differ visibly."""
     differs = np.abs(picture - other).max(axis=2) > _VISIBLE
     return F.avg_pool2d(torch.from_numpy(differs.astype(np.float32))[None], _FACTOR)[0]
