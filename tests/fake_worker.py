@@ -14,7 +14,7 @@ from dreambooth_core.errors import CheckpointError
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted
 
-SECONDS = 60.0
+SECONDS = 120.0
 
 
 def run(config: SampleConfig, context: RunContext) -> dict[str, Any]:

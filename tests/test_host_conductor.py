@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -313,6 +314,24 @@ def test_a_quiet_job_is_not_the_job_and_makes_way(
     _wait_until_working(newer)
     assert overlay.made == 0
     assert host.calls == []
+
+
+def test_a_quiet_job_ends_even_if_its_process_is_named_late(
+    ours: Conductor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (conducting, launcher):
+        monkeypatch.setattr(module, "LOOKING_KINDS", ("sample",))
+    name_process = launcher._name_process
+
+    def late(folder: Path, pid: int, mark: str, preparing: bool = False) -> None:
+        time.sleep(0 if preparing else 3)
+        name_process(folder, pid, mark, preparing)
+
+    monkeypatch.setattr(launcher, "_name_process", late)
+    quiet = ours.start("sample", order("wait"))
+    _wait_until_working(quiet)
+    ours.start("sample", order("finish"))
+    assert isinstance(quiet.wait(), JobFailed)
 
 
 def test_there_is_one_conductor(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:

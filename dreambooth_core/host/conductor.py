@@ -47,6 +47,7 @@ HEAVY_KINDS = ("train", "class-images", "sample", "compare")
 that only look (LOOKING_KINDS) take none and install nothing, and make way for any other."""
 
 ENDING_SECONDS = 10.0
+KILLING_SECONDS = 0.2
 INSTALLING = "Installing the trainer"
 STARTING = "Starting the trainer"
 WAITING = "Waiting for the WebUI to finish its pictures"
@@ -122,8 +123,8 @@ class Conductor:
     def _refuse_if_busy(self, workspace: Workspace, kind: str) -> None:
         for run_id, job in list(self._active.items()):
             if _is_quiet(run_id):
-                job.kill()
-            if _is_quiet(run_id) or not _goes_on(job):
+                self._end(job, self._threads[run_id])
+            elif not _goes_on(job):
                 self._threads[run_id].join(ENDING_SECONDS)
         if kind in LOOKING_KINDS:
             return
@@ -135,6 +136,13 @@ class Conductor:
                 f"The job {loud[0].run_id} is still going on.",
                 remedy="Wait for its end, or stop it first.",
             )
+
+    def _end(self, job: Job, thread: threading.Thread) -> None:
+        """Kill a job and wait; asked again, as its worker may run before we know its process."""
+        end = time.monotonic() + ENDING_SECONDS
+        while thread.is_alive() and time.monotonic() < end:
+            job.kill()
+            thread.join(KILLING_SECONDS)
 
     def _refuse_if_impossible(self, kind: str) -> None:
         overlay = self.host.overlay()

@@ -84,6 +84,7 @@ def test_the_tab_builds_beside_others(webui: Webui) -> None:
 
 @pytest.mark.parametrize("prefix", FORMS)
 def test_each_setting_is_there_once_with_its_words_and_range(webui: Webui, prefix: str) -> None:
+    assert webui.errors() == []
     [(blocks, _, _)] = webui.tabs
     props = _components(blocks)
     for spec in field_specs(FORMS[prefix]):
