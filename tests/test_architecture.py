@@ -29,6 +29,7 @@ LAYERS = {
     "dreambooth_core.cli": 0,
     "dreambooth_core.__main__": 0,
     "dreambooth_core.checkpoint.file": 1,
+    "dreambooth_core.checkpoint.stream": 1,
     "dreambooth_core.checkpoint.metadata": 1,
     "dreambooth_core.diffusion": 1,
     "dreambooth_core.optim": 1,

@@ -18,13 +18,13 @@ from dreambooth_core.checkpoint.file import (
     CheckpointReader,
     CheckpointWriter,
     Data,
-    Digest,
     Entry,
     cast_chunks,
     dtype_name,
     is_finite,
     write_checkpoint,
 )
+from dreambooth_core.checkpoint.stream import Buffers, Digest
 from dreambooth_core.errors import CheckpointError, NonFiniteError
 
 
@@ -215,7 +215,7 @@ def test_a_cast_in_chunks_is_the_cast_of_the_whole(tmp_path: Path, target: torch
     numbers = torch.randn(100, generator=torch.Generator().manual_seed(1)) * 300
     raw = bytearray(numbers.numpy().tobytes())
     chunks = [memoryview(raw)[:160], memoryview(raw)[160:]]
-    cast = b"".join(cast_chunks(chunks, "F32", dtype_name(target)))
+    cast = b"".join(map(bytes, cast_chunks(chunks, "F32", dtype_name(target), Buffers())))
     assert cast == numbers.to(target).view(torch.uint8).numpy().tobytes()
 
 

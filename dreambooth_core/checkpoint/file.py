@@ -6,12 +6,10 @@ a 4 GB checkpoint needs a few tens of megabytes, and Windows can replace a file 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from types import TracebackType
 
@@ -24,10 +22,22 @@ from dreambooth_core.checkpoint.header import (
     encode_header,
     read_header,
 )
+from dreambooth_core.checkpoint.stream import (
+    Buffer,
+    Buffers,
+    Digest,
+    EarlySync,
+    bytes_of,
+    new_memory,
+)
 from dreambooth_core.errors import CheckpointError, NonFiniteError
 from dreambooth_core.job.storage import atomic_file
 
 CHUNK_BYTES = 8 * 2**20
+
+WRITE_BYTES = 2**17
+"""Written at a time: for larger writes Linux looks for larger free pages, at several times the
+time of the whole copy once its memory is full of other files."""
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -45,38 +55,12 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 
 FLOATING = ("F16", "BF16", "F32", "F64")
 
-Buffer = bytes | memoryview
+UNTHREADED = 2**14
+"""Numbers of which torch makes no work for several threads: they would wait for those that read,
+hash and write."""
+
 Data = Tensor | Buffer | Iterable[Buffer]
 """A tensor's contents: a tensor, its bytes, or its bytes in chunks of whole numbers."""
-
-
-class Digest:
-    """SHA-256 computed in a thread beside the reading and writing (hashlib releases the GIL)."""
-
-    def __init__(self) -> None:
-        """Start with no bytes."""
-        self._sha256 = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sha256")
-        self._pending: Future[None] | None = None
-
-    def update(self, chunk: Buffer) -> None:
-        """Add bytes, which must not change; at most one chunk is under way at a time."""
-        self._wait()
-        self._pending = self._thread.submit(self._sha256.update, chunk)
-
-    def hexdigest(self) -> str:
-        """Return the digest of all bytes so far."""
-        self._wait()
-        return self._sha256.hexdigest()
-
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(wait=True)
-
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
 
 
 class CheckpointReader:
@@ -86,6 +70,7 @@ class CheckpointReader:
         """Read and check the header; raises CheckpointError."""
         self.header = read_header(path)
         self._file: FileIO | None = None
+        self._buffers = Buffers()
 
     def __enter__(self) -> CheckpointReader:
         """Open the file."""
@@ -104,22 +89,25 @@ class CheckpointReader:
             self._file = None
 
     def chunks(self, key: str) -> Iterator[memoryview]:
-        """Yield the bytes of a tensor, at most CHUNK_BYTES at a time, each in its own memory."""
+        """Yield the bytes of a tensor, at most CHUNK_BYTES at a time.
+
+        A chunk stays as it is until the one after the next is read, from this tensor or another.
+        """
         info = self._info(key)
         for offset in range(info.start, info.end, CHUNK_BYTES):
-            chunk = _allocate(min(CHUNK_BYTES, info.end - offset))
+            chunk = self._buffers.take(min(CHUNK_BYTES, info.end - offset))
             self._fill(chunk, offset, key)
             yield chunk
 
     def header_bytes(self) -> memoryview:
         """Return everything before the first tensor, as it stands in the file."""
-        raw = _allocate(self.header.data_start)
+        raw = new_memory(self.header.data_start)
         self._fill(raw, -self.header.data_start, "its header")
         return raw
 
     def read_bytes(self, key: str) -> bytes:
         """Return the bytes of a tensor."""
-        return b"".join(self.chunks(key))
+        return b"".join(bytes(chunk) for chunk in self.chunks(key))
 
     def read(self, key: str) -> Tensor:
         """Return a tensor in its own memory; raises CheckpointError for a dtype torch lacks."""
@@ -131,7 +119,7 @@ class CheckpointReader:
                 remedy="Use a checkpoint in fp16, bf16 or fp32.",
             )
         tensor = torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype])
-        self._fill(_bytes_of(tensor), info.start, key)
+        self._fill(bytes_of(tensor), info.start, key)
         return tensor
 
     def _info(self, key: str) -> TensorInfo:
@@ -217,6 +205,7 @@ class CheckpointWriter:
     def __enter__(self) -> CheckpointWriter:
         """Open the file and write its header."""
         self._file = FileIO(self.path, "wb")
+        self._sync = EarlySync(self._file.fileno())
         self._put(self._header)
         return self
 
@@ -228,8 +217,11 @@ class CheckpointWriter:
     ) -> None:
         """Close the file; if all went well, read its header again and compare."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            try:
+                self._sync.close()
+            finally:
+                self._file.close()
+                self._file = None
         if kind is None and read_header(self.path).tensors != self._infos:
             raise CheckpointError(
                 f"{self.path} does not read back as it was written.",
@@ -261,7 +253,8 @@ class CheckpointWriter:
             self._digest.update(chunk)
         view = memoryview(chunk)
         while view:
-            view = view[self._file.write(view) :]
+            view = view[self._file.write(view[:WRITE_BYTES]) :]
+        self._sync.wrote(len(chunk))
 
 
 def write_checkpoint(
@@ -289,15 +282,24 @@ def is_finite(chunk: Buffer, dtype: str) -> bool:
     if dtype not in FLOATING or not len(chunk):
         return True
     writable = bytearray(chunk) if memoryview(chunk).readonly else chunk
-    low, high = torch.frombuffer(writable, dtype=TORCH_DTYPES[dtype]).aminmax()  # NaN wins both
-    return bool(low.isfinite() & high.isfinite())
+    numbers = torch.frombuffer(writable, dtype=TORCH_DTYPES[dtype])
+    return all(_all_finite(part) for part in numbers.split(UNTHREADED))
 
 
-def cast_chunks(chunks: Iterable[Buffer], source: str, target: str) -> Iterator[memoryview]:
+def _all_finite(numbers: Tensor) -> bool:
+    low, high = numbers.aminmax()  # NaN wins both
+    return isfinite(low.item()) and isfinite(high.item())
+
+
+def cast_chunks(
+    chunks: Iterable[Buffer], source: str, target: str, buffers: Buffers
+) -> Iterator[memoryview]:
     """Yield the chunks' numbers in another dtype; both are the format's names of float dtypes."""
     for chunk in chunks:
         numbers = torch.frombuffer(chunk, dtype=TORCH_DTYPES[source])
-        yield _bytes_of(numbers.to(TORCH_DTYPES[target]))
+        cast = buffers.take(len(numbers) * DTYPE_BYTES[target])
+        torch.frombuffer(cast, dtype=TORCH_DTYPES[target]).copy_(numbers)
+        yield cast
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -318,18 +320,9 @@ def _lay_out(entries: Sequence[Entry]) -> dict[str, TensorInfo]:
 
 def _chunks(data: Data) -> Iterator[Buffer]:
     if isinstance(data, Tensor):
-        data = _bytes_of(data.detach().cpu().contiguous())
+        data = bytes_of(data.detach().cpu().contiguous())
     if isinstance(data, bytes | memoryview):
         for start in range(0, len(data), CHUNK_BYTES):
             yield data[start : start + CHUNK_BYTES]
     else:
         yield from data
-
-
-def _allocate(size: int) -> memoryview:
-    return _bytes_of(torch.empty(size, dtype=torch.uint8))
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """Return a view of the memory of a contiguous tensor."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data

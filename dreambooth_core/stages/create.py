@@ -16,8 +16,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.checkpoint.file import CheckpointReader, CheckpointWriter, Digest, Entry
+from dreambooth_core.checkpoint.file import CheckpointReader, CheckpointWriter, Entry
 from dreambooth_core.checkpoint.header import Header
+from dreambooth_core.checkpoint.stream import Digest
 from dreambooth_core.config.schema import CreateConfig
 from dreambooth_core.errors import CheckpointError, InputError, ModelExistsError, NonFiniteError
 from dreambooth_core.families import detect

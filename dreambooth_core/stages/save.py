@@ -30,6 +30,7 @@ from dreambooth_core.checkpoint.metadata import (
     flat_metadata,
     training_metadata,
 )
+from dreambooth_core.checkpoint.stream import Buffers
 from dreambooth_core.config.schema import SaveConfig
 from dreambooth_core.errors import CheckpointError, InputError
 from dreambooth_core.families import family_of
@@ -163,7 +164,7 @@ def _entries(
         for component in family.networks
     }
     extras = stack.enter_context(CheckpointReader(folder.extras_path))
-    entries = []
+    entries, buffers = [], Buffers()
     for key, info in layout.tensors.items():
         if key not in pairs:
             entries.append(_verbatim(key, info, extras, key))
@@ -174,7 +175,8 @@ def _entries(
         if weight is not None:
             entries.append(_trained_entry(key, info, target, weight))
         else:
-            entries.append(_base_entry(key, info, target, readers[pair.component], pair))
+            reader = readers[pair.component]
+            entries.append(_base_entry(key, info, target, reader, pair.target, buffers))
     return entries
 
 
@@ -187,11 +189,11 @@ def _trained_entry(key: str, info: TensorInfo, dtype: str, weight: Tensor) -> En
 
 
 def _base_entry(
-    key: str, info: TensorInfo, dtype: str, reader: CheckpointReader, pair: KeyPair
+    key: str, info: TensorInfo, dtype: str, reader: CheckpointReader, name: str, buffers: Buffers
 ) -> Entry:
     def load() -> Data:
-        chunks = reader.chunks(pair.target)
-        return chunks if dtype == info.dtype else cast_chunks(chunks, info.dtype, dtype)
+        chunks = reader.chunks(name)
+        return chunks if dtype == info.dtype else cast_chunks(chunks, info.dtype, dtype, buffers)
 
     return Entry(key, dtype, info.shape, load)
 
