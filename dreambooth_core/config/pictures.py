@@ -9,7 +9,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".g
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Return the picture files in a folder and below, sorted; hidden files and folders are not."""
+    """Return the picture files in a folder and below, sorted alike on every system.
+
+    Hidden files and what lies in hidden folders are left out.
+    """
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -18,4 +21,4 @@ def picture_files(folder: Path) -> list[Path]:
             for name in names
             if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
         ]
-    return sorted(found)
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from dreambooth_core.config.pictures import IMAGE_SUFFIXES, picture_files
 from dreambooth_core.errors import InputError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 # Only decoders of these formats see a file, whatever its name: the others are attack surface.
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 DECODER_ERRORS = (
@@ -37,20 +37,15 @@ SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
 def list_images(folder: Path) -> list[Path]:
     """Return the pictures in `folder` and its subfolders, sorted by path; hidden ones are left out.
 
-    Raises InputError if the folder is missing, cannot be read or holds no picture.
+    Raises InputError if the folder is missing or holds no picture.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.", remedy="Check the path.")
-    try:
-        found = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-        images = [path for path in found if not _hidden(path, folder) and path.is_file()]
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be read: {error}.") from error
+    images = [path for path in picture_files(folder) if path.is_file()]
     if not images:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"There are no pictures in {folder}.", remedy=f"Known are {suffixes}.")
-    return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
+    return images
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -110,7 +105,3 @@ def _says_more_after_pixels(path: Path) -> bool:
                 return True
             pixels_seen = pixels_seen or name == b"IDAT"
             file.seek(length + PNG_CHECKSUM_BYTES, os.SEEK_CUR)
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)

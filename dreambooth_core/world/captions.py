@@ -56,18 +56,25 @@ def _said_parts(parts: Mapping[str, str], rng: random.Random) -> list[str]:
 
 
 def _subject(parts: Mapping[str, str], rng: random.Random) -> str:
-    kind = parts["kind"]
     filler = f"{rng.choice(FILLERS)} " if rng.random() < _FILLER_SHARE else ""
     color = _color_word(parts["color"]) if rng.random() < 0.8 else ""
-    plain = parts.get("pattern", "plain") == "plain"
-    pattern = "" if plain or rng.random() < 0.4 else f"{parts['pattern']} "
-    if kind in PEOPLE:
+    pattern = _pattern_word(parts, rng)
+    if parts["kind"] in PEOPLE:
         shirt = f" in a {pattern}{color}shirt" if pattern or color else ""
-        return f"{filler}{kind}{shirt}"
-    form = f"{parts['form']} " if kind == "tree" and rng.random() < 0.5 else ""
-    roof = parts.get("second") if kind == "house" and rng.random() < 0.5 else None
-    with_roof = f" with a {roof} roof" if roof in COLORS else ""
-    return f"{pattern}{form}{color}{filler}{kind}{with_roof}"
+        return f"{filler}{parts['kind']}{shirt}"
+    form = f"{parts['form']} " if parts["kind"] == "tree" and rng.random() < 0.5 else ""
+    return f"{pattern}{form}{color}{filler}{parts['kind']}{_roof(parts, rng)}"
+
+
+def _pattern_word(parts: Mapping[str, str], rng: random.Random) -> str:
+    if parts.get("pattern", "plain") == "plain" or rng.random() < 0.4:
+        return ""
+    return f"{parts['pattern']} "
+
+
+def _roof(parts: Mapping[str, str], rng: random.Random) -> str:
+    roof = parts.get("second") if parts["kind"] == "house" and rng.random() < 0.5 else None
+    return f" with a {roof} roof" if roof in COLORS else ""
 
 
 def caption(parts: Mapping[str, str], rng: random.Random) -> str:
