@@ -60,6 +60,7 @@ EXAMPLES = {
     "send": "send save 20260401-120000-train",
     "resume": "resume ada",
     "demo": "demo",
+    "settings": "settings",
 }
 
 
@@ -106,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     resume = _add_verb(verbs, "resume", "go on with a model's last training")
     resume.add_argument("model", metavar="MODEL", help="the model's name")
     _add_verb(verbs, "demo", "train the built-in small model on a built-in subject, and compare")
+    _add_verb(verbs, "settings", "print the reference of all settings, in Markdown")
     return parser
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from dreambooth_core import demo
 from dreambooth_core.cli.flags import config_from
 from dreambooth_core.cli.follow import follow, watch
+from dreambooth_core.cli.reference import reference
 from dreambooth_core.cli.views import JsonView, PlainView, View
 from dreambooth_core.config.schema import JOB_CONFIGS, JobConfig, TrainConfig
 from dreambooth_core.errors import InputError
@@ -110,6 +111,12 @@ def run_demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def show_settings(options: argparse.Namespace) -> int:
+    """Print the reference of all settings."""
+    print(reference())
+    return 0
+
+
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     **dict.fromkeys(JOB_CONFIGS, run_job),
     "models": list_models,
@@ -118,6 +125,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "send": send_command,
     "resume": resume_model,
     "demo": run_demo,
+    "settings": show_settings,
 }
 
 
