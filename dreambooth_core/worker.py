@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import signal
@@ -29,6 +28,7 @@ from dreambooth_core.job.events import (
 from dreambooth_core.job.launcher import model_lock_path
 from dreambooth_core.job.overlay import SELF_TEST_WORD
 from dreambooth_core.job.runs import Run, events_path, read_run
+from dreambooth_core.job.storage import FULL_DISK
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.recording import Recorder
 
@@ -142,7 +142,7 @@ def failure(error: BaseException) -> JobFailed:
     if name == "OutOfMemoryError" or isinstance(error, MemoryError):
         remedy = "Lower the batch size or the resolution, or keep gradient checkpointing on."
         return JobFailed(f"Memory ran out: {error}", remedy, error=name)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
         where = f" ({error.filename})" if error.filename else ""
         return JobFailed(f"The disk is full{where}.", "Free some space and resume.", error=name)
     if isinstance(error, OSError) and error.filename:

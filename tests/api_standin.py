@@ -15,33 +15,26 @@ from starlette.testclient import TestClient
 from dreambooth_core.api import mount
 from dreambooth_core.config.schema import JobConfig
 from dreambooth_core.errors import BusyError, DreamboothError
+from dreambooth_core.host.standalone import StandaloneHost
 from dreambooth_core.job.commands import Command, CommandReader
 from dreambooth_core.job.events import Event, EventWriter, JobFinished, JobStarted
 from dreambooth_core.job.launcher import Job, abandon, reserve
 from dreambooth_core.job.runs import events_path, model_of
 from dreambooth_core.job.workspace import ModelInfo, Workspace
 
+FRIEND = "https://friend.example"
+"""Another site whose pages may use the API."""
 Script = Callable[[Job], Sequence[Event]]
 
 
-class FakeHost:
-    """A host with a folder, and the passwords that a test gives it."""
-
-    def __init__(self, workspace: Workspace, credentials: Mapping[str, str] | None = None) -> None:
-        self._workspace = workspace
-        self._credentials = dict(credentials or {})
-
-    def workspace(self) -> Workspace:
-        return self._workspace
+class FakeHost(StandaloneHost):
+    """A host with checkpoints that need not be there, and another site that may call."""
 
     def checkpoint_names(self) -> list[str]:
         return ["base.safetensors", "sub/other.safetensors"]
 
-    def lora_dir(self) -> Path:
-        return self._workspace.root / "models" / "Lora"
-
-    def api_credentials(self) -> Mapping[str, str]:
-        return self._credentials
+    def allows_origin(self, origin: str) -> bool:
+        return origin == FRIEND
 
 
 class FakeConductor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sys
@@ -15,6 +16,7 @@ from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted
 
 SECONDS = 120.0
+LINGERING_SECONDS = 1.5
 
 
 def run(config: SampleConfig, context: RunContext) -> dict[str, Any]:
@@ -36,6 +38,8 @@ def run(config: SampleConfig, context: RunContext) -> dict[str, Any]:
         raise RuntimeError("a bug")
     if order == "usage":
         raise CheckpointError("x.safetensors is damaged.", remedy="Get it again.", field="source")
+    if order == "linger":
+        atexit.register(time.sleep, LINGERING_SECONDS)
     context.emit(Notice("info", f"offline {os.environ.get('HF_HUB_OFFLINE')}"))
     return {"paths": ["one.png", "two.png"], "cwd": os.getcwd()}
 

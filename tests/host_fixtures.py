@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -98,6 +99,30 @@ def running(kind: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     finally:
         conductor.cache_clear()
         webui.close()
+
+
+@contextmanager
+def started_during_a_picture(webui: Webui, work: Callable[[], None]) -> Iterator[None]:
+    """Start work while the host makes a picture; it waits. At the end both are done."""
+    begun, enough = threading.Event(), threading.Event()
+
+    def during() -> None:
+        begun.set()
+        enough.wait(PATIENCE)
+
+    drawing = threading.Thread(target=webui.module("processing").txt2img, args=(during,))
+    drawing.start()
+    assert begun.wait(PATIENCE)
+    working = threading.Thread(target=work)
+    working.start()
+    working.join(0.2)
+    assert working.is_alive()
+    try:
+        yield
+    finally:
+        enough.set()
+        for thread in (working, drawing):
+            thread.join(PATIENCE)
 
 
 def use_ready_overlay(monkeypatch: pytest.MonkeyPatch) -> ReadyOverlay:

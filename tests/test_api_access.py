@@ -8,7 +8,7 @@ import pytest
 from dreambooth_core.api.access import Access, access_for, refuse_other_sites
 from dreambooth_core.api.answers import Refused
 from dreambooth_core.job.workspace import Workspace
-from tests.api_standin import Bench, bench, make_model
+from tests.api_standin import FRIEND, Bench, bench, make_model
 
 __all__ = ["bench"]
 
@@ -124,6 +124,8 @@ def test_a_key_alone_asks_for_no_name() -> None:
         ({"host": "localhost:7860", "origin": "http://localhost:7860"}, False),
         ({"host": "localhost:7860", "origin": "https://evil.example"}, True),
         ({"host": "localhost:7860", "origin": "null"}, True),
+        ({"host": "localhost:7860", "origin": FRIEND}, False),
+        ({"sec-fetch-site": "cross-site", "origin": FRIEND}, False),
         ({"sec-fetch-site": "cross-site"}, True),
         ({"sec-fetch-site": "same-origin", "origin": "https://seen.through.proxy"}, False),
         ({"sec-fetch-site": "none"}, False),
@@ -131,10 +133,10 @@ def test_a_key_alone_asks_for_no_name() -> None:
 )
 def test_pages_of_other_sites(headers: dict[str, str], refused: bool) -> None:
     if not refused:
-        refuse_other_sites(headers)
+        refuse_other_sites(headers, FRIEND.__eq__)
         return
     with pytest.raises(Refused) as error:
-        refuse_other_sites(headers)
+        refuse_other_sites(headers, FRIEND.__eq__)
     assert error.value.status == 403
 
 
@@ -146,3 +148,5 @@ def test_another_sites_page_cannot_do_anything(bench: Bench) -> None:
         for path in paths:
             bench.refusal(method, path, 403, headers=foreign)
     assert bench.get("/models", headers=foreign) == ["", "ada"]
+    bench.ask("DELETE", "/models/ada", headers={"Origin": FRIEND})
+    assert bench.get("/models") == [""]

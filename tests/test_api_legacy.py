@@ -18,7 +18,6 @@ from dreambooth_core.api.legacy_names import (
     SETTINGS,
     WITHOUT_MEANING,
 )
-from dreambooth_core.api.uploads import uploads_dir
 from dreambooth_core.config.control import field_specs
 from dreambooth_core.config.schema import Concept, TrainConfig
 from tests.api_standin import Bench, bench, make_model, png, put
@@ -263,7 +262,7 @@ def _images(*names: str, data: str | None = None) -> dict[str, Any]:
 def test_pictures_are_uploaded_and_become_a_concept(bench: Bench) -> None:
     query = "/upload?model_name=ada&instance_name=my dog"
     answer = bench.post(query, _images("a.png", "C:\\me\\b.png"))
-    folder = uploads_dir(bench.workspace) / "ada" / "my dog"
+    folder = bench.workspace.uploads_dir / "ada" / "my dog"
     assert answer["Status"] == "Saved 2 images." and answer["Image dir"] == str(folder)
     assert answer["Concepts"] == bench.get("/concepts?model_name=ada")
     assert answer["Concepts"][0]["instance_data_dir"] == str(folder)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from dreambooth_core.api import bodies
-from dreambooth_core.api.uploads import uploads_dir
 from tests.api_standin import Bench, bench, png, put
 
 __all__ = ["bench"]
@@ -31,7 +30,7 @@ def test_a_form_with_pictures_and_captions(bench: Bench) -> None:
     texts = [("dog 1.txt", b"\xef\xbb\xbfa dog"), ("größe.txt", "schön".encode())]
     answer = bench.ask("POST", "/upload?folder=ada/dogs", 201, **_form(*files, *texts)).json()
     folder = Path(answer["folder"])
-    assert folder == uploads_dir(bench.workspace) / "ada" / "dogs"
+    assert folder == bench.workspace.uploads_dir / "ada" / "dogs"
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
         **dict(files),
         "dog 1.txt": b"a dog",
@@ -55,7 +54,7 @@ def test_pictures_as_json(bench: Bench) -> None:
     address = "data:image/png;base64," + base64.b64encode(png(shade=7)).decode()
     answer = bench.ask("POST", "/upload?folder=dogs", 201, **_json(data=address, caption="a"))
     assert answer.json()["files"] == ["a.png", "a.txt"]
-    folder = uploads_dir(bench.workspace) / "dogs"
+    folder = bench.workspace.uploads_dir / "dogs"
     assert (folder / "a.png").read_bytes() == png(shade=7)
     assert (folder / "a.txt").read_text(encoding="utf-8") == "a"
 
@@ -111,7 +110,7 @@ def test_a_folder_must_be_named(bench: Bench) -> None:
 )
 def test_only_pictures_are_kept(bench: Bench, name: str, data: bytes) -> None:
     bench.refusal("POST", "/upload?folder=dogs", 415, **_form(("good.png", png()), (name, data)))
-    assert not uploads_dir(bench.workspace).exists()
+    assert not bench.workspace.uploads_dir.exists()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,7 @@ def test_json_that_holds_no_pictures(bench: Bench, body: object) -> None:
 
 
 def test_what_is_there_is_kept(bench: Bench) -> None:
-    folder = put(uploads_dir(bench.workspace) / "dogs" / "a.png", png(shade=1)).parent
+    folder = put(bench.workspace.uploads_dir / "dogs" / "a.png", png(shade=1)).parent
     bench.ask("POST", "/upload?folder=dogs", 201, **_form(("a.png", png(shade=1))))
     new = _form(("b.png", png()), ("a.png", png(shade=2)))
     problem = bench.refusal("POST", "/upload?folder=dogs", 409, **new)
@@ -145,7 +144,7 @@ def test_what_is_there_is_kept(bench: Bench) -> None:
 
 
 def test_captions_that_come_later(bench: Bench) -> None:
-    folder = put(uploads_dir(bench.workspace) / "dogs" / "a.png").parent
+    folder = put(bench.workspace.uploads_dir / "dogs" / "a.png").parent
     bench.ask("POST", "/upload?folder=dogs", 201, **_form(("a.txt", b"a dog")))
     assert (folder / "a.txt").read_bytes() == b"a dog"
     bench.refusal("POST", "/upload?folder=dogs", 409, **_form(("a.txt", b"a cat")))
@@ -165,14 +164,14 @@ def test_too_much_is_refused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(bodies.UPLOAD_BODY.limits, bodies.JSON, 1000)
     bench.refusal("POST", "/upload?folder=dogs", 413, **_form(("a.png", png() + b"x" * 6000)))
     bench.refusal("POST", "/upload?folder=dogs", 413, **_json(data="A" * 2000))
-    assert not uploads_dir(bench.workspace).exists()
+    assert not bench.workspace.uploads_dir.exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights on Windows")
 def test_links_are_not_written_through(bench: Bench, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    root = uploads_dir(bench.workspace)
+    root = bench.workspace.uploads_dir
     root.mkdir(parents=True)
     (root / "away").symlink_to(outside)
     bench.refusal("POST", "/upload?folder=away", 422, **_json())
@@ -189,7 +188,7 @@ def test_a_full_disk_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("shutil.copyfileobj", full)
     problem = bench.refusal("POST", "/upload?folder=dogs", 507, **_json())
     assert "a.png" in problem["message"] and "space" in problem["remedy"]
-    assert not list(uploads_dir(bench.workspace).rglob("*.*"))
+    assert not list(bench.workspace.uploads_dir.rglob("*.*"))
 
 
 def test_an_upload_folder_that_is_not_there(bench: Bench) -> None:

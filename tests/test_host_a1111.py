@@ -12,7 +12,7 @@ from dreambooth_core.host.base import current_host
 from dreambooth_core.host.conductor import HELD, conductor
 from dreambooth_core.job.events import JobFailed, JobFinished, JobStarted, Notice
 from dreambooth_core.job.interpreter import WorkerPython
-from tests.host_fixtures import checkpoint, order, running, until
+from tests.host_fixtures import checkpoint, order, running, started_during_a_picture, until
 from tests.host_standin import Webui
 
 
@@ -125,22 +125,8 @@ def test_unloading_waits_for_a_load_and_for_a_picture(webui: Webui, host: A1111H
     releasing.join(20)
     assert sd_models.model_data.sd_model is None
 
-    picture, done = threading.Event(), threading.Event()
-
-    def during() -> None:
-        picture.set()
-        done.wait(20)
-
-    drawing = threading.Thread(target=webui.module("processing").txt2img, args=(during,))
-    drawing.start()
-    picture.wait(20)
-    releasing = threading.Thread(target=host.release_memory)
-    releasing.start()
-    releasing.join(0.2)
-    assert sd_models.model_data.sd_model.device == "cuda"
-    done.set()
-    releasing.join(20)
-    drawing.join(20)
+    with started_during_a_picture(webui, host.release_memory):
+        assert sd_models.model_data.sd_model.device == "cuda"
     assert sd_models.model_data.sd_model is None
 
 
@@ -216,6 +202,19 @@ def test_who_may_call_the_api(webui: Webui, host: A1111Host, tmp_path: Path) -> 
     assert host.api_credentials() == people
     options.api_auth = "ada:se:cret, bob:x"
     assert host.api_credentials() == {"ada": "se:cret", "bob": "x"}
+
+
+def test_other_sites_are_those_of_the_webuis_own_api(webui: Webui, host: A1111Host) -> None:
+    options, site = webui.module("shared").cmd_opts, "https://a.example"
+    assert not host.allows_origin(site) and not host.allows_origin("")
+    options.cors_allow_origins = f"http://b.example,{site}"
+    assert host.allows_origin(site) and not host.allows_origin("https://a.example.org")
+    options.cors_allow_origins = "*"
+    assert host.allows_origin(site)
+    options.cors_allow_origins = None
+    options.cors_allow_origins_regex = r"https://[ab]\.example"
+    assert host.allows_origin(site)
+    assert not host.allows_origin("https://c.example") and not host.allows_origin(f"{site}.org")
 
 
 def test_workers_use_the_webuis_python_and_our_packages(webui: Webui) -> None:

@@ -32,7 +32,7 @@ from dreambooth_core.job.events import (
 from dreambooth_core.job.interpreter import WorkerPython
 from dreambooth_core.job.launcher import Job, launch, model_lock_path, read_process, running_jobs
 from dreambooth_core.job.process import start_mark
-from dreambooth_core.job.runs import events_path, read_run
+from dreambooth_core.job.runs import events_path, read_run, run_ids
 from dreambooth_core.job.workspace import ModelInfo, Workspace
 from tests.host_fixtures import PATIENCE, ReadyOverlay, end_jobs, order, running, until
 
@@ -314,6 +314,27 @@ def test_a_quiet_job_is_not_the_job_and_makes_way(
     _wait_until_working(newer)
     assert overlay.made == 0
     assert host.calls == []
+
+
+def test_old_runs_that_only_looked_are_deleted(
+    ours: Conductor, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only they, and none that goes on: others are what the models came from."""
+    monkeypatch.setattr(conducting, "LOOKS_KEPT", 2)
+    jobs = host.workspace().jobs_dir
+    others = ["20260101-000000-train", "my-plan", "20260101-000000-planned", "20260101-000000-plan"]
+    for number, name in enumerate(others):
+        (jobs / name).mkdir(parents=True)
+        (jobs / name / "job.json").write_text("{}")
+        os.utime(jobs / name / "job.json", (number, number))
+    process = {"pid": os.getpid(), "mark": start_mark(os.getpid()), "preparing": False}
+    (jobs / others[3] / "process.json").write_text(json.dumps(process))
+    monkeypatch.setattr(conducting, "LOOKING_KINDS", ("sample", "plan"))
+    started = []
+    for _ in range(4):
+        started.append(ours.start("sample", order("finish")).run_id)
+        assert ours.wait(PATIENCE)
+    assert set(run_ids(host.workspace())) == {*others, *started[-2:]}
 
 
 def test_a_quiet_job_ends_even_if_its_process_is_named_late(

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from dreambooth_core.host.base import current_host
 from dreambooth_core.host.conductor import conductor
 from dreambooth_core.host.forge import ForgeHost
 from dreambooth_core.job.events import JobFinished, JobStarted
-from tests.host_fixtures import checkpoint, order, running
+from tests.host_fixtures import checkpoint, order, running, started_during_a_picture
 from tests.host_standin import Webui
 
 
@@ -55,22 +54,8 @@ def test_nothing_was_loaded_yet(webui: Webui, host: ForgeHost) -> None:
 
 
 def test_unloading_waits_for_a_picture(webui: Webui, host: ForgeHost) -> None:
-    picture, done = threading.Event(), threading.Event()
-
-    def during() -> None:
-        picture.set()
-        done.wait(20)
-
-    drawing = threading.Thread(target=webui.module("processing").txt2img, args=(during,))
-    drawing.start()
-    picture.wait(20)
-    releasing = threading.Thread(target=host.release_memory)
-    releasing.start()
-    releasing.join(0.2)
-    assert releasing.is_alive()
-    done.set()
-    releasing.join(20)
-    drawing.join(20)
+    with started_during_a_picture(webui, host.release_memory):
+        assert "unload_all_models" not in webui.calls
     assert webui.calls[-3:] == ["txt2img", "unload_all_models", "soft_empty_cache"]
 
 

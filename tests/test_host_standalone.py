@@ -20,6 +20,7 @@ def test_it_has_all_it_needs(workspace: Workspace) -> None:
     assert host.worker() == WorkerPython()
     assert host.lora_dir() == workspace.root / "models" / "Lora"
     assert host.api_credentials() == {}
+    assert not host.allows_origin("https://a.example")
     assert StandaloneHost(workspace, {"ada": "x"}).api_credentials() == {"ada": "x"}
 
 

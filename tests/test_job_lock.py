@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from dreambooth_core.errors import BusyError
-from dreambooth_core.job import process
+from dreambooth_core.job import lock, process
 from dreambooth_core.job.lock import Holder, acquire, hand_over, read_holder, release
 from dreambooth_core.job.process import end_process_tree, is_running, start_mark
 
@@ -133,6 +134,19 @@ def test_a_lock_that_says_nothing_is_void(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     acquire(path, _me(), "ada")
     assert read_holder(path) == _me()
+
+
+def test_a_guard_that_is_not_given_back_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "GUARD_SECONDS", 0.0)
+    path = tmp_path / "ada.lock"
+    with FileLock(tmp_path / "ada.lock.guard"):
+        for attempt in (lambda: acquire(path, _me(), "ada"), lambda: release(path, "run")):
+            with pytest.raises(BusyError, match=r"ada\.lock\.guard locked for 0 s") as caught:
+                attempt()
+            assert "Try again" in caught.value.remedy
+    acquire(path, _me(), "ada")
 
 
 def test_handing_over(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from dreambooth_core.job.run_view import (
     MOST_SAMPLES,
     RunReader,
     RunView,
+    duration,
     log_tail,
 )
 from dreambooth_core.job.runs import Run, events_path, log_path, process_path, write_run
@@ -317,3 +318,28 @@ class TestLog:
             file.seek(0, os.SEEK_END)
             file.write(b"\nthe end\n")
         assert log_tail(tmp_path, 1) == ["the end"]
+
+
+def test_a_phase_that_is_counted_to_its_end_is_over() -> None:
+    view = RunView()
+    assert not view.is_phase_over
+    view.update([step(19)])
+    assert not view.is_phase_over
+    view.update([step(20)])
+    assert view.is_phase_over
+    view.update([JobFinished({})])
+    assert not view.is_phase_over
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0 s"),
+        (59.4, "59 s"),
+        (60, "1 min 00 s"),
+        (3599, "59 min 59 s"),
+        (3720, "1 h 02 min"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

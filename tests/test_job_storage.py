@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -26,6 +27,24 @@ def test_atomic_file_replaces_at_the_end(tmp_path: Path) -> None:
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
     assert os.listdir(path.parent) == ["file.bin"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_names_the_file(tmp_path: Path, number: int) -> None:
+    """The system does not say which file a write was for; what it says of another one stays."""
+
+    def write(error: OSError) -> None:
+        with atomic_file(tmp_path / "file.bin"):
+            raise error
+
+    for error, name in (
+        (OSError(number, "full"), str(tmp_path / "file.bin.tmp")),
+        (OSError(number, "full", "/other"), "/other"),
+        (OSError(errno.EIO, "broken"), None),
+    ):
+        with pytest.raises(OSError, match=error.strerror) as caught:
+            write(error)
+        assert caught.value.filename == name
 
 
 def test_atomic_file_leaves_the_old_one_on_error(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def test_the_places(tmp_path: Path) -> None:
     assert workspace.models_dir == tmp_path / "models" / "dreambooth"
     assert workspace.checkpoints_dir == tmp_path / "models" / "Stable-diffusion"
     assert workspace.jobs_dir == workspace.models_dir / ".jobs"
+    assert workspace.uploads_dir == workspace.models_dir / ".uploads"
     folder = workspace.model("ada")
     assert folder.path == workspace.models_dir / "ada"
     assert folder.name == "ada"

@@ -9,10 +9,17 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from PIL import Image
 
 from dreambooth_core import demo
 from dreambooth_core.config.control import field_specs
-from dreambooth_core.config.schema import Concept, CreateConfig, SaveConfig, TrainConfig
+from dreambooth_core.config.schema import (
+    CompareConfig,
+    Concept,
+    CreateConfig,
+    SaveConfig,
+    TrainConfig,
+)
 from dreambooth_core.config.settings_store import keep_settings, kept_settings
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.host.base import set_host
@@ -21,6 +28,7 @@ from dreambooth_core.job.workspace import ModelInfo, Workspace
 from dreambooth_core.ui.app import Page, build_blocks
 from dreambooth_core.ui.tabs.concepts import add, duplicate, pick, remove
 from dreambooth_core.ui.training_form import blank_concept
+from tests.test_job_comparison import compared
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 
@@ -31,7 +39,7 @@ class Browser:
     def __init__(self, page: Page) -> None:
         self.page = page
         everything = {*page.form.inputs(), page.known, page.presets.choice, page.presets.against}
-        everything |= {page.presets.name, page.presets.upload}
+        everything |= {page.presets.name, page.presets.upload, page.filled, *page.compare.inputs()}
         self.values = {part: getattr(part, "value", None) for part in everything}
 
     def show(self, updates: dict[Any, Any]) -> dict[Any, Any]:
@@ -41,6 +49,7 @@ class Browser:
                 self.values[part] = update
             elif "value" in update:
                 self.values[part] = update["value"]
+        self.values[self.page.filled] = self.values[self.page.form.state]["model"]
         return updates
 
     def set(self, path: str, value: Any) -> None:
@@ -102,6 +111,8 @@ def test_each_setting_is_on_the_page_exactly_once(built: tuple[Page, Any]) -> No
     for prefix, cls in (("train", TrainConfig), ("create", CreateConfig), ("concept", Concept)):
         for spec in field_specs(cls):
             assert ids[f"dreambooth_{prefix}_{spec.path.replace('.', '_')}"] == 1, spec.path
+    compared = {spec.path for spec in field_specs(CompareConfig)} - {"model", "subject", "output"}
+    assert all(ids[f"dreambooth_compare_{path}"] == 1 for path in compared)
     assert all(count == 1 and name.startswith("dreambooth") for name, count in ids.items())
 
 
@@ -270,6 +281,29 @@ def test_generate_checkpoint_takes_the_saving_tab(page: Page, opened: Browser) -
     assert made == wanted
 
 
+def test_a_comparison_takes_the_compare_tab_and_measures_the_example(
+    page: Page, opened: Browser
+) -> None:
+    opened.values[page.compare.fields.components()["seeds_per_prompt"]] = 5
+    assert page.comparison(opened.values) == CompareConfig(model="ada", seeds_per_prompt=5)
+    opened.show(page.load_example(opened.values))
+    assert page.comparison(opened.values).subject == demo.SUBJECT
+
+
+def test_a_page_shows_the_comparison_of_the_chosen_model(
+    page: Page, opened: Browser, workspace: Workspace
+) -> None:
+    assert "press Compare" in opened.values[page.compare.verdict]
+    Image.new("RGB", (90, 60)).save(compared(workspace, "ada") / "compare.png")
+    updates = opened.show(page.show_comparison("ada"))
+    assert "Keep ada_12." in opened.values[page.compare.verdict]
+    assert updates[page.compare.grid]["value"].size == (90, 60)
+    add_model(workspace, "bob")
+    opened.set("model", "bob")
+    opened.show(page.choose(opened.values))
+    assert "press Compare" in opened.values[page.compare.verdict]
+
+
 def test_hostile_names_are_shown_as_text(
     page: Page, browser: Browser, workspace: Workspace
 ) -> None:
@@ -344,6 +378,10 @@ def test_a_page_that_is_not_filled_yet_keeps_nothing(
     """Its values are still those it was built with, though the server knows the model already."""
     built = Browser(page).values
     page.keep({**built, page.form.state: opened.values[page.form.state]})
+    assert kept_settings(workspace.model("ada")) is None
+    half = {**opened.values, page.filled: ""}  # the rest of its settings may still be to come
+    page.keep(half)
+    page.choose(half)
     assert kept_settings(workspace.model("ada")) is None
     page.keep(opened.values)
     assert kept_settings(workspace.model("ada")) is not None

@@ -34,13 +34,12 @@ from dreambooth_core.job.events import (
 )
 from dreambooth_core.job.interpreter import WorkerPython
 from dreambooth_core.job.launcher import Job
-from dreambooth_core.job.run_view import RunView
+from dreambooth_core.job.run_view import RunView, duration
 from dreambooth_core.job.runs import events_path, log_path
 from dreambooth_core.job.workspace import ModelInfo, Workspace
 from dreambooth_core.ui.run_html import (
     caption,
     curves_html,
-    duration,
     log_html,
     progress_html,
     summary_html,
@@ -55,6 +54,7 @@ STARTED = JobStarted("train", "ada", "run", 1, "1", time=100.0)
 STEP = StepDone(
     12, 40, 2, 0.5, 0.4, 0.6, {"unet": 2e-6}, 1.0, 1.25, 95.0, 2048.0, time=110.0
 )  # fmt: skip
+COMPARING = JobStarted("compare", "ada", "run", 1, "1", time=100.0)
 SECONDS = 60.0
 
 
@@ -120,13 +120,14 @@ class Page:
     def take(self, updates: dict[Any, Any]) -> Page:
         """Show updates as a browser does."""
         names = {id(b): f"button {n}" for n, b in self.panel.buttons.items()}
-        for name in ("answer", "progress", "summary", "curves", "gallery", "log"):
+        displays = ("answer", "progress", "summary", "curves", "gallery", "log")
+        for name in (*displays, "outcome", "compared"):
             names[id(getattr(self.panel, name))] = name
         for component, update in updates.items():
             if id(component) not in names:
                 continue
             given = update if isinstance(update, dict) else {"value": update}
-            parts = {key: given[key] for key in ("value", "interactive") if key in given}
+            parts = {key: given[key] for key in ("value", "interactive", "visible") if key in given}
             name = names[id(component)]
             self.shown[name] = {**self.shown.get(name, {}), **parts}
         return self
@@ -218,6 +219,18 @@ class TestProgress:
         view.update([PhaseStarted("reading", 2**21, "bytes"), PhaseProgress("reading", 2**20)])
         assert "1.0 MB of 2.0 MB" in progress_html(view)
 
+    def test_a_phase_that_is_over_has_no_time_left(self) -> None:
+        last = replace(STEP, step=40, eta_seconds=0.0)
+        text = progress_html(view_of(STARTED, last))
+        assert "finishing training" in text and "40 / 40" in text
+        assert ">left<" not in text and ">it/s<" not in text
+        view = view_of(STARTED, last, PhaseStarted("previews", 1, "images", time=120.0))
+        view.update([PhaseProgress("previews", 1, 1, time=125.0)])
+        text = progress_html(view)
+        assert "finishing previews" in text and ">left<" not in text
+        view.update([JobFinished({})])
+        assert "finishing" not in progress_html(view)
+
     def test_a_phase_of_unknown_length_moves(self) -> None:
         assert 'class="unknown"' in progress_html(view_of(STARTED, PhaseStarted("loading")))
 
@@ -279,7 +292,7 @@ class TestSummary:
         text = summary_html(view)
         assert "Stopped in 1 min 30 s" in text
         assert "/m/ada_12.safetensors (3.0 MB, step 12, epoch 2)" in text
-        assert "/state/12" in text and "1 pictures in /s" in text
+        assert "/state/12" in text and "1 picture in /s" in text
         assert text.count("ada_12") == 1
 
     def test_files_of_other_jobs_come_from_their_summary(self) -> None:
@@ -390,12 +403,28 @@ class TestFollowing:
         ]
         assert pictures[0][0].size == (384, 256)
 
-    def test_a_comparison_is_shown_large_enough_to_read(self, folder: Path, tmp_path: Path) -> None:
-        Image.new("RGB", (1800, 900)).save(tmp_path / "compare.png")
-        started = JobStarted("compare", "ada", "run", 1, "1", time=100.0)
-        tell(folder, started, SampleSaved(str(tmp_path / "compare.png"), "compared", 4))
-        (picture, _), *_ = Page(Fixed(folder)).look().shown["gallery"]["value"]
-        assert picture.size == (1800, 900)
+    def test_a_comparison_is_told_at_its_end_and_shown_elsewhere(self, folder: Path) -> None:
+        tell(folder, COMPARING, SampleSaved("compare.png", "compared", 4))
+        page = Page(Fixed(folder)).look()
+        assert page.shown["gallery"]["value"] == []
+        assert page.text("compared") == ""
+        tell(folder, JobFinished({"grid": "compare.png", "keep": "/m/ada_12.safetensors"}))
+        page.look()
+        assert page.text("compared") == "run"
+        assert "Keep ada_12." in page.text("summary") and "Compare tab" in page.text("summary")
+        assert "1 picture" not in page.text("summary")
+
+    def test_nothing_to_keep_is_not_recommended(self) -> None:
+        text = summary_html(view_of(COMPARING, JobFinished({"grid": "compare.png", "keep": ""})))
+        assert "Keep" not in text and "Compare tab" in text
+
+    def test_there_is_no_room_for_curves_and_pictures_before_there_are_some(
+        self, folder: Path, tmp_path: Path
+    ) -> None:
+        page = Page(Fixed(folder)).look()
+        assert page.shown["outcome"]["visible"] is not True
+        tell(folder, STARTED, STEP)
+        assert page.look().shown["outcome"]["visible"] is True
 
     def test_the_log_is_there(self, folder: Path) -> None:
         log_path(folder).write_text("one\ntwo <b>\n")
@@ -453,6 +482,17 @@ class TestJobs:
         page.wait_for("Finished")
         assert "one.png" in page.text("summary") and "two.png" in page.text("summary")
         assert page.enabled() == {"train", "class_images", "checkpoint", "compare"}
+
+    def test_a_button_that_can_be_pressed_starts_a_job(self, desk: Conductor) -> None:
+        """However the one before ended, and though its worker may still be going away."""
+        page = Page(desk)
+        for order, end in (("linger", "Finished"), ("die", "Failed"), ("finish", "Finished")):
+            assert page.start(order).text("answer") == ""
+            assert "train" in page.wait_for(end).enabled()
+        page.start("wait").press("stop").wait_for("Stopped")  # perhaps before it had a worker
+        assert "train" in page.enabled()
+        assert page.start("finish").text("answer") == ""
+        page.wait_for("Finished")
 
     def test_stop_now(self, desk: Conductor) -> None:
         page = Page(desk).start("wait").wait_for("working")

@@ -116,6 +116,7 @@ def test_an_outcome_is_finished_or_stopped() -> None:
         (OutOfMemoryError("CUDA out of memory"), "Memory ran out: CUDA out of memory", 1),
         (MemoryError(), "Memory ran out", 1),
         (OSError(errno.ENOSPC, "No space left", "/x/y"), "The disk is full (/x/y).", 1),
+        (OSError(errno.EDQUOT, "Quota exceeded"), "The disk is full.", 1),
         (OSError(errno.EACCES, "denied", "/x/y"), "/x/y: denied.", 1),
         (OSError("odd"), "Something that should not happen did: OSError: odd", 1),
         (KeyError("x"), "Something that should not happen did: KeyError: 'x'", 1),

@@ -6,7 +6,7 @@ import base64
 import binascii
 import hmac
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -78,18 +78,22 @@ def access_for(
     return Access({}, (key,) if key else ())
 
 
-def refuse_other_sites(headers: Mapping[str, str]) -> None:
-    """Raise Refused for a request that a page of another site made a browser send."""
+def refuse_other_sites(headers: Mapping[str, str], is_allowed: Callable[[str], bool]) -> None:
+    """Raise Refused for a request that a page of another site made a browser send.
+
+    `is_allowed` tells of an origin ("https://a.example") whether its pages may do so.
+    """
     site = headers.get("sec-fetch-site", "")
     origin = headers.get("origin", "")
     foreign = site == "cross-site"
     if not site and origin:
         foreign = urlsplit(origin).netloc != headers.get("host", "")
-    if foreign:
+    if foreign and not (origin and is_allowed(origin)):
         raise Refused(
             403,
             f"A page of another site ({origin or 'unknown'}) may not do this.",
-            remedy="Call it from a program, or from a page of this server.",
+            remedy="Call it from a program or from a page of this server, or start the WebUI with"
+            " --cors-allow-origins and that site's address.",
         )
 
 

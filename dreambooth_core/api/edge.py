@@ -133,7 +133,7 @@ async def _answer(
     endpoint: Endpoint, services: Services, access: Access, request: Request
 ) -> Response:
     if endpoint.changes:
-        refuse_other_sites(request.headers)
+        refuse_other_sites(request.headers, services.host.allows_origin)
     query = dict(request.query_params)
     body = await _admitted_body(endpoint, access, request, query)
     path = {name: str(value) for name, value in request.path_params.items()}

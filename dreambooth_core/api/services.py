@@ -28,6 +28,9 @@ class ApiHost(Protocol):
     def api_credentials(self) -> Mapping[str, str]:
         """Return the passwords of the users who may call, by name; none lets everybody call."""
 
+    def allows_origin(self, origin: str) -> bool:
+        """Whether pages of another site ("https://a.example") may use the API."""
+
 
 class ApiConductor(Protocol):
     """The part of the conductor that the API uses."""

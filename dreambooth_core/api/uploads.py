@@ -36,11 +36,6 @@ class Upload:
     caption: str | None = None
 
 
-def uploads_dir(workspace: Workspace) -> Path:
-    """Return the folder of everything that was uploaded."""
-    return workspace.models_dir / ".uploads"
-
-
 def upload_folder(workspace: Workspace, name: str) -> Path:
     """Return the folder for uploads of this name, such as "ada/dog"; raises InputError or Refused.
 
@@ -51,7 +46,7 @@ def upload_folder(workspace: Workspace, name: str) -> Path:
         raise unprocessable(f"folder is {name!r}.", f"Use at most {MOST_PARTS} names.", "folder")
     for part in parts:
         check_name(part, what="folder")
-    root = uploads_dir(workspace)
+    root = workspace.uploads_dir
     folder = root.joinpath(*parts)
     if not is_inside(folder, root):
         raise unprocessable(f"The folder {name!r} is a link to elsewhere.", field="folder")
@@ -77,7 +72,7 @@ def upload(call: Call) -> Response:
 def list_upload(call: Call) -> Response:
     """List the pictures of the upload folder `folder`, or without one the folders there are."""
     name = call.text("folder", "")
-    root = uploads_dir(call.workspace)
+    root = call.workspace.uploads_dir
     if not name:
         folders = {path.parent for path in pictures_in(root)}
         return ok({"folders": sorted(path.relative_to(root).as_posix() for path in folders)})

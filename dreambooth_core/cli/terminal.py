@@ -7,10 +7,9 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from dreambooth_core.cli.views import View, count_of, duration, lines_of
+from dreambooth_core.cli.views import View, count_of, lines_of
 from dreambooth_core.job.events import FINAL_EVENTS, Event, PhaseProgress, PhaseStarted, StepDone
-
-TRAINING = "training"
+from dreambooth_core.job.run_view import TRAINING, duration
 
 
 class TerminalView(View):

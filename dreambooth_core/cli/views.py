@@ -31,6 +31,7 @@ from dreambooth_core.job.events import (
     UnknownEvent,
     to_json,
 )
+from dreambooth_core.job.run_view import duration
 
 SECONDS_BETWEEN_LINES = 2.0
 Clock = Callable[[], float]
@@ -145,16 +146,6 @@ def count_of(done: int, total: int, unit: str = "") -> str:
         return f"{done / 1e6:.1f}{whole} MB"
     amount = f"{done}/{total}" if total else f"{done}"
     return f"{amount} {unit}".rstrip()
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the two units that matter: 5s, 2m 05s, 1h 02m."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
 
 
 def summary_lines(summary: Mapping[str, Any]) -> Iterator[str]:

@@ -119,6 +119,13 @@ class A1111Host:
         pairs = (pair.strip().partition(":") for pair in re.split(r"[,\n]", given) if ":" in pair)
         return {name.strip(): password.strip() for name, _, password in pairs}
 
+    def allows_origin(self, origin: str) -> bool:
+        """Whether --cors-allow-origins or its -regex names the site, as for the WebUI's own API."""
+        listed = str(option("cors_allow_origins") or "").split(",")
+        pattern = str(option("cors_allow_origins_regex") or "")
+        matches = bool(pattern) and re.fullmatch(pattern, origin) is not None
+        return bool(origin) and (matches or origin in listed or "*" in listed)
+
     def _unload(self) -> None:
         from modules import devices, sd_models
 

@@ -52,6 +52,9 @@ class Host(Protocol):
     def api_credentials(self) -> Mapping[str, str]:
         """Return the passwords of the users who may call the API, by name; none: everybody may."""
 
+    def allows_origin(self, origin: str) -> bool:
+        """Whether pages of another site ("https://a.example") may use the API."""
+
 
 _CHOSEN: list[Host] = []
 

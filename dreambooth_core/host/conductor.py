@@ -6,6 +6,8 @@ It lives as long as the process: a WebUI's "Reload UI" leaves it, and jobs outli
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -46,6 +48,10 @@ HEAVY_KINDS = ("train", "class-images", "sample", "compare")
 """Jobs that compute with the whole model: they get the memory that the host's model takes. Those
 that only look (LOOKING_KINDS) take none and install nothing, and make way for any other."""
 
+LOOKS_KEPT = 3
+"""Runs that only looked are of no use later; the newest may still be read by an open page."""
+_RUN_ID = re.compile(r"\d{8}-\d{6}-(?P<kind>[a-z-]+?)(-\d+)?")
+
 ENDING_SECONDS = 10.0
 KILLING_SECONDS = 0.2
 INSTALLING = "Installing the trainer"
@@ -83,6 +89,7 @@ class Conductor:
             self._refuse_if_busy(workspace, kind)
             self._refuse_if_impossible(kind)
             job = reserve(workspace, kind, config)
+            _forget_old_looks(workspace)
             self.problem = None
             self._spawn(job, partial(self._conduct, workspace, job, kind))
         return job
@@ -275,7 +282,17 @@ def _tell(job: Job, event: Event) -> None:
 
 def _is_quiet(run_id: str) -> bool:
     """Whether a run only looks; its id ends in its kind, and a number where there were several."""
-    return any(f"-{kind}" in run_id for kind in LOOKING_KINDS)
+    named = _RUN_ID.fullmatch(run_id)
+    return named is not None and named["kind"] in LOOKING_KINDS
+
+
+def _forget_old_looks(workspace: Workspace) -> None:
+    """Delete the folders of runs that only looked, but for the newest and those that go on."""
+    looks = [run_id for run_id in run_ids(workspace) if _is_quiet(run_id)]
+    for run_id in looks[:-LOOKS_KEPT]:
+        job = Job(run_id, workspace.run_folder(run_id))
+        if not job.is_running():
+            shutil.rmtree(job.folder, ignore_errors=True)
 
 
 def _goes_on(job: Job) -> bool:

@@ -62,3 +62,7 @@ class StandaloneHost:
     def api_credentials(self) -> Mapping[str, str]:
         """Return the passwords that the page asks for."""
         return self._credentials
+
+    def allows_origin(self, origin: str) -> bool:
+        """Return False: only our own page uses the API from a browser."""
+        return False

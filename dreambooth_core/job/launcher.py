@@ -106,13 +106,20 @@ class Job:
             end_process_tree(worker.pid)
 
     def is_running(self) -> bool:
-        """Whether the worker process is alive; one that is just being started counts."""
+        """Whether the worker process is alive; one that is just being started counts.
+
+        A run whose folder was deleted does not run.
+        """
         if self.process is not None:
             return self.process.poll() is None
         worker = read_process(self.folder)
         if worker:
             return worker.pid != NO_PROCESS and is_running(worker.pid, worker.mark)
-        return time.time() - job_path(self.folder).stat().st_mtime < STARTING_SECONDS
+        try:
+            asked = job_path(self.folder).stat().st_mtime
+        except FileNotFoundError:
+            return False
+        return time.time() - asked < STARTING_SECONDS
 
     def _reap(self) -> None:
         """Let an ended worker go, so that it does not stay as a zombie."""

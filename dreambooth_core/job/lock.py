@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from dreambooth_core.errors import BusyError
 from dreambooth_core.job.process import is_running
@@ -56,9 +58,21 @@ def read_holder(path: Path) -> Holder | None:
         return None
 
 
-def _one_at_a_time(path: Path) -> FileLock:
-    """Return the system's lock under which the file is judged and changed as one step."""
-    return FileLock(path.with_name(f"{path.name}.guard"), timeout=GUARD_SECONDS)
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold the system's lock under which the file is judged and changed as one step."""
+    guard = FileLock(path.with_name(f"{path.name}.guard"))
+    try:
+        guard.acquire(timeout=GUARD_SECONDS)
+    except Timeout:
+        raise BusyError(
+            f"Another program has kept {guard.lock_file} locked for {GUARD_SECONDS:.0f} seconds.",
+            remedy="Try again. If it stays so, end other WebUIs and jobs that use this folder.",
+        ) from None
+    try:
+        yield
+    finally:
+        guard.release()
 
 
 def _refuse_if_held(path: Path, model: str) -> None:

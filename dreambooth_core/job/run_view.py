@@ -103,6 +103,11 @@ class RunView:
         return min(1.0, self.done / self.total) if self.total else None
 
     @property
+    def is_phase_over(self) -> bool:
+        """Whether the present phase is counted to its end, though the job goes on."""
+        return not self.ended and 0 < self.total <= self.done
+
+    @property
     def seconds(self) -> float:
         """How long the run has gone on, by its own events."""
         return max(0.0, self.updated - self.started) if self.started else 0.0
@@ -266,6 +271,16 @@ class RunReader:
         if not running and not any(isinstance(event, FINAL_EVENTS) for event in events):
             self._view.update([self.job.death()])
         return self._view
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the two units that matter: 5 s, 2 min 05 s, 1 h 02 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _blank_view(folder: Path) -> RunView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,12 @@ def read_run(folder: Path) -> Run:
 
 
 def run_ids(workspace: Workspace) -> list[str]:
-    """Return the ids of all runs, oldest first."""
-    folders = [path.parent for path in workspace.jobs_dir.glob("*/job.json")]
-    return [path.name for path in sorted(folders, key=lambda f: job_path(f).stat().st_mtime_ns)]
+    """Return the ids of all runs, oldest first; one that is deleted meanwhile is left out."""
+    found = []
+    for path in workspace.jobs_dir.glob("*/job.json"):
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, path.parent.name))
+    return [run_id for _, run_id in sorted(found)]
 
 
 def last_run(workspace: Workspace, model: str, kind: str) -> Run | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -14,6 +15,9 @@ from pathlib import Path
 REPLACE_ATTEMPTS = 20
 REPLACE_PAUSE_SECONDS = 0.1
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+"""The disk has no room left, or not for this user."""
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -25,7 +29,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
         yield temporary
         sync_file(temporary)
         replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        # The system names the file where it is opened, and not where it is written.
+        if isinstance(error, OSError) and error.errno in FULL_DISK and not error.filename:
+            error.filename = str(temporary)
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

@@ -174,6 +174,11 @@ class Workspace:
         return self.models_dir / ".presets"
 
     @property
+    def uploads_dir(self) -> Path:
+        """The folder of pictures that were sent to the API."""
+        return self.models_dir / ".uploads"
+
+    @property
     def built_in_clip_dir(self) -> Path:
         """The text encoder's config and tokenizer that the built-in checkpoint's `.yaml` names."""
         return self.models_dir / ".built-in" / "clip"

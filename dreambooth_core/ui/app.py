@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from dreambooth_core import api, demo
+from dreambooth_core import api
 from dreambooth_core.config.schema import CompareConfig, SaveConfig, TrainConfig
 from dreambooth_core.errors import ConfigError, DreamboothError
 from dreambooth_core.host.base import Host, set_host
@@ -19,6 +19,7 @@ from dreambooth_core.ui.gradio_compat import listen, make, on_load, page_options
 from dreambooth_core.ui.messages import explain, note
 from dreambooth_core.ui.plan import PlanView
 from dreambooth_core.ui.run import build_run_panel
+from dreambooth_core.ui.tabs.compare import CompareTab
 from dreambooth_core.ui.tabs.concepts import ConceptsTab, example_settings
 from dreambooth_core.ui.tabs.create import CreateTab
 from dreambooth_core.ui.tabs.presets import PresetRow
@@ -63,6 +64,7 @@ class Page:
                     self.panel = build_run_panel(host)
             with make(gr.Row, elem_classes=["dreambooth-hidden"]):
                 self.seen = make(gr.Textbox, label="State of the folder", show_label=False)
+                self.filled = make(gr.Textbox, label="Model of the settings", show_label=False)
                 self.refresh_button = make(gr.Button, value="", elem_id="dreambooth_refresh")
         self._wire()
 
@@ -87,6 +89,8 @@ class Page:
                 self.concepts = ConceptsTab(self.form)
             with self._tab("saving", "Saving"):
                 self.saving = SavingTab(self.form)
+            with self._tab("compare", "Compare"):
+                self.compare = CompareTab()
 
     def _tab(self, name: str, label: str) -> Any:
         self.tab_items[name] = make(gr.Tab, label=label, id=name, elem_id=f"dreambooth_tab_{name}")
@@ -102,19 +106,36 @@ class Page:
         self.panel.bind_train(inputs, self.training)
         self.panel.bind_class_images(inputs, self.training)
         self.panel.bind_save(inputs, self.checkpoint)
-        self.panel.bind_compare(inputs, self.comparison)
+        self.panel.bind_compare({*inputs, *self.compare.inputs()}, self.comparison)
+        self._wire_comparison()
         for item in self.tab_items.values():
-            listen(item.select, self.keep, inputs, None)
-        shown = [*self.form.outputs(), self.select.history, self.status]
-        listen(self.form.model.input, self.choose, inputs, shown)
+            listen(item.select, self.keep, {*inputs, self.filled}, None)
+        about = [self.select.history, self.status, *self.compare.displays]
+        shown = [*self.form.outputs(), *about]
+        self._fills(listen(self.form.model.input, self.choose, {*inputs, self.filled}, shown))
         example_places = [*self.form.outputs(), self.concepts.message]
         listen(self.concepts.example.click, self.load_example, inputs, example_places)
         refreshed = [*shown, self.known]
-        asking = {*inputs, self.known}
+        asking = {*inputs, self.known, self.filled}
         for event in (self.refresh_button.click, self.select.refresh.click, self.seen.change):
-            listen(event, self.refresh, asking, refreshed)
-        on_load(self.open, asking, [*refreshed, self.tabs])
+            self._fills(listen(event, self.refresh, asking, refreshed))
+        self._fills(on_load(self.open, asking, [*refreshed, self.tabs]))
         poll(self.fingerprint, FRESH_SECONDS, None, self.seen)
+
+    def _fills(self, event: Any) -> None:
+        """Note on the page whose settings it shows, after it got them: until then none are kept."""
+        listen(event.then, lambda state: state["model"], self.form.state, self.filled)
+
+    def _wire_comparison(self) -> None:
+        """Go to the Compare tab when one is asked for, and show it when it is there."""
+        there = gr.update(selected="compare")
+        listen(self.panel.buttons["compare"].click, lambda: there, None, self.tabs)
+        compared, model = self.panel.compared, self.form.model
+        listen(compared.change, self.show_comparison, model, self.compare.displays)
+
+    def show_comparison(self, model: str | None) -> Updates:
+        """Show the newest comparison of a model."""
+        return self.compare.show(self.workspace, model or "")
 
     def fingerprint(self) -> str:
         """Return a text that changes when there are other models or one was worked on."""
@@ -173,7 +194,8 @@ class Page:
         try:
             info = readable_info(self.workspace, model)
             history = show_history(self.workspace, info) if info else show_status(None)
-            return {self.status: show_status(info), self.select.history: history}
+            about = {self.status: show_status(info), self.select.history: history}
+            return {**about, **self.show_comparison(model)}
         except DreamboothError as error:
             return {self.status: explain(error)}
 
@@ -185,7 +207,7 @@ class Page:
     def _keep_shown(self, values: Values) -> None:
         """Keep the settings of the model they belong to, unless they cannot be read now."""
         shown = values[self.form.state]["model"]
-        if not shown or shown not in self.workspace.model_names():
+        if shown != values[self.filled] or shown not in self.workspace.model_names():
             return
         try:
             config = self.form.read_for(shown, values)
@@ -214,7 +236,7 @@ class Page:
     def comparison(self, values: Values) -> CompareConfig:
         """Return what to compare: the newest training's checkpoints, measured if we know whom."""
         config = require_model(self.form.read_shown(values))
-        return CompareConfig(model=config.model, subject=demo.known_subject(config.concepts))
+        return self.compare.read(values, config.model, config.concepts)
 
     def load_example(self, values: Values) -> Updates:
         """Fill in the built-in subject and the settings that fit the built-in checkpoint."""

@@ -100,6 +100,12 @@ class Fields(Generic[C]):
         }
 
 
+def side_button(text: str, name: str, variant: str = "secondary", min_width: int = 90) -> Any:
+    """Return a small button that stands beside what it belongs to; `name` ends its elem_id."""
+    look = {"variant": variant, "size": "sm", "scale": 0, "min_width": min_width}
+    return make(gr.Button, value=text, elem_id=f"dreambooth_{name}", **look)
+
+
 def _component(spec: FieldSpec, described: Mapping[str, Any], choices: Sequence[str] | None) -> Any:
     control = spec.control
     options = {**described, "visible": visibility(not control.advanced)}

@@ -12,6 +12,10 @@ import gradio as gr
 MAJOR = int(gr.__version__.partition(".")[0])
 HAS_TIMER = hasattr(gr, "Timer")
 THUMBNAIL_PIXELS = 256
+NO_SHARING = {"show_share_button": False, "buttons": ["download", "fullscreen"]}
+"""A picture is not offered to sites on the network."""
+TICK = "dreambooth_tick_"
+"""What the ids of hidden buttons begin with that are pressed again and again; then milliseconds."""
 HIDDEN_OPTIONS = {"elem_classes", "elem_id", "visible"}
 """What the containers of Gradio 3 take without saying so."""
 
@@ -41,12 +45,12 @@ def listen(
     js: str = "",
     waiting: bool = False,
     newest: bool = False,
-    every: float | None = None,
+    queued: bool = True,
 ) -> Any:
     """Let a function answer an event, out of sight of Gradio's own API page.
 
     `waiting` shows that an answer takes a moment; `newest` makes sure that the last of many quick
-    events is answered, where this version can.
+    events is answered, where this version can. What is not `queued` is answered at once.
     """
     options: dict[str, Any] = {
         "show_api": False,
@@ -54,10 +58,10 @@ def listen(
         "show_progress": "full" if waiting else "hidden",
         "_js" if MAJOR < 4 else "js": js or None,
     }
+    if not queued:
+        options["queue"] = False
     if newest:
         options["trigger_mode"] = "always_last"
-    if every is not None:
-        options["every"] = every
     return event(function, inputs=inputs, outputs=outputs, **supported(event, options))
 
 
@@ -71,12 +75,16 @@ def poll(
 ) -> None:
     """Call a function every so many seconds while the page is open.
 
-    Gradio 3 reads the inputs only once, when the page is opened; a State is the same object.
+    Where there is no Timer, javascript/dreambooth.js presses a hidden button. Gradio 3's `every`
+    does not end when its page goes away, and "Reload UI" would wait for that for ever; so it does
+    for what is in Gradio's queue as the server closes, which this is not.
     """
     if HAS_TIMER:
         listen(gr.Timer(seconds).tick, function, inputs, outputs)
-    else:
-        listen(_blocks().load, function, inputs, outputs, every=seconds)
+        return
+    name = f"{TICK}{round(seconds * 1000)}_{getattr(function, '__name__', '')}"
+    button = make(gr.Button, value=name, elem_id=name, visible=False)
+    listen(button.click, function, inputs, outputs, queued=False)
 
 
 def visibility(visible: bool) -> bool | str:
@@ -99,9 +107,16 @@ def line_plot(*, title: str, x: str, y: str, color: str, height: int = 280, **op
     return make(gr.LinePlot, title=title, x=x, y=y, color=color, height=height, **options)
 
 
-def gallery(*, label: str, columns: int, height: int, **options: Any) -> Any:
+def gallery(*, label: str, columns: int, **options: Any) -> Any:
     """Return an empty gallery; its value is a list of (picture, caption)."""
-    return make(gr.Gallery, label=label, columns=columns, height=height, **options)
+    options = {"height": "auto", "show_label": False, **NO_SHARING, **options}
+    return make(gr.Gallery, label=label, columns=columns, **options)
+
+
+def picture_display(*, label: str, **options: Any) -> Any:
+    """Return a place for one large picture, hidden until there is one."""
+    options = {"interactive": False, "show_label": False, "visible": visibility(False), **options}
+    return make(gr.Image, label=label, type="pil", **NO_SHARING, **options)
 
 
 def thumbnail(path: Path, pixels: int = THUMBNAIL_PIXELS) -> Any:

@@ -25,11 +25,17 @@ def explain(error: DreamboothError, config_class: type = TrainConfig) -> str:
     return f'<div class="dreambooth-box dreambooth-error">{"".join(lines)}</div>'
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "") -> str:
-    """Return a table of texts; `empty` is said if it has no rows."""
-    body = "".join(_row(row, "td") for row in rows)
+def table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    empty: str = "",
+    *,
+    marked: int = -1,
+) -> str:
+    """Return a table of texts, one row of it marked; `empty` is said if it has no rows."""
+    body = "".join(_row(row, "td", place == marked) for place, row in enumerate(rows))
     if not body:
-        return f'<p class="dreambooth-hint">{escape(empty)}</p>' if empty else ""
+        return hint(empty)
     head = _row(headings, "th")
     return (
         '<div class="dreambooth-scroll"><table class="dreambooth-table">'
@@ -43,10 +49,14 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
     return f'<dl class="dreambooth-facts">{lines}</dl>'
 
 
-def heading(text: str, hint: str = "") -> str:
+def heading(text: str, below: str = "") -> str:
     """Return a heading with a line of explanation below."""
-    below = f'<p class="dreambooth-hint">{escape(hint)}</p>' if hint else ""
-    return f'<h3 class="dreambooth-heading">{escape(text)}</h3>{below}'
+    return f'<h3 class="dreambooth-heading">{escape(text)}</h3>{hint(below)}'
+
+
+def hint(text: str) -> str:
+    """Return a line of explanation; "" for none."""
+    return f'<p class="dreambooth-hint">{escape(text)}</p>' if text else ""
 
 
 def size_text(size: float) -> str:
@@ -84,5 +94,7 @@ def _line(label: str, message: str, remedy: str) -> str:
     return f"<p>{start}{escape(message)}{end}</p>"
 
 
-def _row(cells: Sequence[object], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+def _row(cells: Sequence[object], tag: str, marked: bool = False) -> str:
+    look = ' class="dreambooth-marked"' if marked else ""
+    inside = "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells)
+    return f"<tr{look}>{inside}</tr>"

@@ -33,9 +33,10 @@ from dreambooth_core.ui.run_html import (
 
 POLL_SECONDS = 1.0
 PICTURES = 24
-PICTURE_PIXELS, GRID_PIXELS = 384, 2048
+PICTURE_PIXELS = 384
 LOG_LINES = 100
 LINES_BESIDE_PROGRESS = 3
+COMPARE = "compare"
 STARTERS = ("train", "class_images", "checkpoint", "compare")
 STOP, END_AT_ONCE = "Stop now", "End at once (saves nothing)"
 
@@ -134,13 +135,22 @@ class RunPanel:
             self.answer = make(gr.HTML, value="", elem_id="dreambooth_run_answer")
             self.progress = make(gr.HTML, value="", elem_id="dreambooth_run_progress")
             self.summary = make(gr.HTML, value="", elem_id="dreambooth_run_summary")
-        with gr.Accordion("Curves and pictures", open=True, elem_id="dreambooth_run_outcome"):
+            with make(gr.Row, elem_classes=["dreambooth-hidden"]):
+                self.compared = make(gr.Textbox, label="Comparison shown", show_label=False)
+        self.outcome = make(
+            gr.Accordion,
+            label="Curves and pictures",
+            open=True,
+            visible=gradio_compat.visibility(False),
+            elem_id="dreambooth_run_outcome",
+        )
+        with self.outcome:
             self.curves = make(gr.HTML, value="", elem_id="dreambooth_run_curves")
             self.gallery = gradio_compat.gallery(
                 label="Pictures, newest first",
-                columns=6,
-                height=300,
+                columns=5,
                 elem_id="dreambooth_run_gallery",
+                elem_classes=["dreambooth-pictures"],
             )
         with gr.Accordion("Log", open=False, elem_id="dreambooth_run_log_box"):
             self.log = make(gr.HTML, value="", elem_id="dreambooth_run_log")
@@ -150,7 +160,7 @@ class RunPanel:
     def displays(self) -> list[Any]:
         """Return every component that following a job changes."""
         shown = [self.progress, self.summary, self.curves, self.gallery, self.log]
-        return [*self.buttons.values(), *shown, self.seen]
+        return [*self.buttons.values(), *shown, self.outcome, self.compared, self.seen]
 
     def bind_train(self, inputs: set[Any], make_config: MakeConfig) -> None:
         """Let Train start a training with the settings that `make_config` reads from `inputs`."""
@@ -223,6 +233,7 @@ class RunPanel:
             getattr(self, name): _if_new(seen, name, text, text) for name, text in texts.items()
         }
         updates[self.gallery] = self._pictures(view, seen)
+        updates |= self._outcome(view, bool(texts["curves"] or seen["gallery"]), seen)
         updates[self.answer] = _if_over(seen, view)
         return {**updates, **self._buttons(view, preparing, seen), self.seen: seen}
 
@@ -263,14 +274,25 @@ class RunPanel:
             updates[self.buttons[name]] = _if_new(seen, f"button {name}", change, change)
         return updates
 
+    def _outcome(self, view: RunView | None, any_shown: bool, seen: dict[str, Any]) -> Updates:
+        """Show curves and pictures once there are some, and tell of a comparison at its end."""
+        updates = {}
+        look = {"visible": gradio_compat.visibility(any_shown)}
+        updates[self.outcome] = _if_new(seen, "outcome", look, look)
+        if view is not None and view.kind == COMPARE and view.ended:
+            updates[self.compared] = _if_new(seen, "compared", view.run_id, view.run_id)
+        return updates
+
     def _pictures(self, view: RunView | None, seen: dict[str, Any]) -> Any:
-        samples = view.samples[:PICTURES] if view else []
+        """Return the update with new pictures; the sheet of a comparison has a tab of its own."""
+        samples = view.samples[:PICTURES] if view and view.kind != COMPARE else []
         paths = [sample.path for sample in samples]
         if seen.get("gallery") == paths:
             return gr.update()
         seen["gallery"] = paths
-        pixels = GRID_PIXELS if view and view.kind == "compare" else PICTURE_PIXELS
-        found = ((_picture(s.path, pixels), caption(s.prompt, s.step, s.seed)) for s in samples)
+        found = (
+            (_picture(s.path, PICTURE_PIXELS), caption(s.prompt, s.step, s.seed)) for s in samples
+        )
         return gr.update(value=[pair for pair in found if pair[0] is not None])
 
 

@@ -7,8 +7,8 @@ from html import escape
 from pathlib import Path
 
 from dreambooth_core.errors import DreamboothError
-from dreambooth_core.job.run_view import RATE_PREFIX, TRAINING, RunView
-from dreambooth_core.ui.messages import size_text
+from dreambooth_core.job.run_view import RATE_PREFIX, TRAINING, RunView, duration
+from dreambooth_core.ui.messages import note, size_text
 from dreambooth_core.ui.run_plot import Line, plot
 
 TITLES = {
@@ -53,7 +53,6 @@ background:rgba(220,38,38,.08);white-space:pre-wrap;overflow-wrap:anywhere}
 .dreambooth-run-notice{border-left:4px solid #f59e0b;padding:.1rem .8rem;overflow-wrap:anywhere}
 .dreambooth-run-log{margin:0;max-height:24rem;overflow:auto;font-size:.8em;
 white-space:pre-wrap;overflow-wrap:anywhere}
-.dreambooth-run-files{margin:0;padding-left:1.2rem;overflow-wrap:anywhere}
 .dreambooth-plots{display:flex;flex-wrap:wrap;gap:1rem}
 .dreambooth-plot{flex:1 1 20rem;min-width:0;margin:0}
 .dreambooth-plot figcaption{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.85em}
@@ -108,21 +107,30 @@ def summary_html(view: RunView | None) -> str:
     """Return what a run that ended has written: checkpoints, state, pictures; "" before that."""
     if view is None or not view.ended:
         return ""
+    written = "".join(f"<li>{escape(line)}</li>" for line in _written(view))
+    said = f'<ul class="dreambooth-run-files">{written}</ul>' if written else "<p>Nothing.</p>"
+    took = f" in {duration(view.seconds)}" if view.seconds else ""
+    title = f"{STATES[view.state]}{took}. Written:"
+    kept = _to_keep(view)
+    return f'<div class="dreambooth-run">{kept}<p><strong>{title}</strong></p>{said}</div>'
+
+
+def _written(view: RunView) -> list[str]:
     lines = [
         f"{file.path} ({size_text(file.size)}, step {file.step}, epoch {file.epoch})"
         for file in view.files
     ]
     if view.training_state:
         lines.append(f"{view.training_state} (training state to go on from)")
-    if view.samples:
-        folders = dict.fromkeys(str(Path(sample.path).parent) for sample in view.samples)
-        lines.append(f"{len(view.samples)} pictures in {', '.join(folders)}")
-    others = [path for path in _other_files(view) if not any(path in line for line in lines)]
-    written = "".join(f"<li>{escape(line)}</li>" for line in [*lines, *others])
-    said = f'<ul class="dreambooth-run-files">{written}</ul>' if written else "<p>Nothing.</p>"
-    took = f" in {duration(view.seconds)}" if view.seconds else ""
-    title = f"{STATES[view.state]}{took}. Written:"
-    return f'<div class="dreambooth-run"><p><strong>{title}</strong></p>{said}</div>'
+    if view.samples and not _is_comparison(view):
+        lines.append(_pictures(view))
+    return lines + [path for path in _other_files(view) if not any(path in line for line in lines)]
+
+
+def _pictures(view: RunView) -> str:
+    folders = dict.fromkeys(str(Path(sample.path).parent) for sample in view.samples)
+    count = "1 picture" if len(view.samples) == 1 else f"{len(view.samples)} pictures"
+    return f"{count} in {', '.join(folders)}"
 
 
 def log_html(lines: Iterable[str], path: str = "") -> str:
@@ -136,16 +144,6 @@ def caption(prompt: str, step: int, seed: int) -> str:
     """Return the words below a picture; Gradio shows them as plain text."""
     made = f"step {step}, seed {seed}" if step else f"seed {seed}"
     return f"{made}: {prompt}" if prompt else made
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the two units that matter: 5 s, 2 min 05 s, 1 h 02 min."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _head(view: RunView) -> str:
@@ -172,11 +170,9 @@ def _bar(view: RunView) -> str:
 def _numbers(view: RunView, preparing: str) -> str:
     facts: list[tuple[str, str]] = []
     if not view.ended:
-        facts.append(("", preparing or view.phase or "starting"))
-    if view.unit == "bytes":
-        facts.append(("", f"{size_text(view.done)} of {size_text(view.total)}"))
-    elif view.phase != TRAINING and view.total and not view.ended:
-        facts.append(("", f"{view.done} of {view.total} {view.unit}".rstrip()))
+        finishing = "finishing " if view.is_phase_over else ""
+        facts.append(("", preparing or f"{finishing}{view.phase}" or "starting"))
+        facts += _count(view)
     if view.total_steps:
         facts.append(("step", f"{view.step} / {view.total_steps}"))
         facts.append(("epoch", str(view.epoch + 1)))
@@ -189,13 +185,36 @@ def _numbers(view: RunView, preparing: str) -> str:
     return f'<div class="dreambooth-run-facts">{"".join(words)}</div>'
 
 
+def _count(view: RunView) -> list[tuple[str, str]]:
+    if view.unit == "bytes":
+        return [("", f"{size_text(view.done)} of {size_text(view.total)}")]
+    if view.phase == TRAINING or not view.total:
+        return []
+    return [("", f"{view.done} of {view.total} {view.unit}".rstrip())]
+
+
 def _pace(view: RunView) -> list[tuple[str, str]]:
+    if view.ended or view.is_phase_over:
+        return []
     facts = []
-    if view.steps_per_second and view.unit != "bytes" and not view.ended:
+    if view.steps_per_second and view.unit != "bytes":
         facts.append(("it/s", f"{view.steps_per_second:.2f}"))
     if view.eta_seconds is not None:
         facts.append(("left", duration(view.eta_seconds)))
     return facts
+
+
+def _to_keep(view: RunView) -> str:
+    """Return which checkpoint a comparison found best and where it is shown; "" for others."""
+    if not _is_comparison(view):
+        return ""
+    best = Path(str(view.summary.get("keep") or "")).stem
+    words = f"Keep {best}. " if best else ""
+    return note(f"{words}The pictures and numbers are on the Compare tab.", "good")
+
+
+def _is_comparison(view: RunView) -> bool:
+    return "grid" in view.summary
 
 
 def _cause(message: str, remedy: str) -> str:

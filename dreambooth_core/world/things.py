@@ -23,12 +23,7 @@ def _dog(pen: Pen, parts: Parts) -> None:
         pen.rectangle(left + 13, 80, left + 24, 114, shade(color, 0.75), radius=3)
         pen.rectangle(left, 80, left + 12, 116, color, radius=3)
     pen.rectangle(24, 56, 92, 92, color, radius=15)
-    if parts["pattern"] == "spotted":
-        for x, y in ((36, 70), (53, 80), (62, 64)):
-            pen.circle(x, y, 7, second)
-    elif parts["pattern"] == "striped":
-        for left in (34, 54):
-            pen.rectangle(left, 56, left + 10, 92, second)
+    _fur(pen, parts["pattern"], second)
     if parts["ears"] == "pointed":
         pen.polygon([(72, 36), (80, 8), (92, 28)], shade(color, 0.7))
         pen.polygon([(92, 28), (104, 8), (108, 34)], shade(color, 0.7))
@@ -41,6 +36,15 @@ def _dog(pen: Pen, parts: Parts) -> None:
     eye: RGB = (250, 250, 250) if parts["color"] == "black" else _DARK
     pen.circle(95, 37, 3.5, eye)
     pen.circle(115, 43, 5, (90, 85, 90) if parts["color"] == "black" else _DARK)
+
+
+def _fur(pen: Pen, pattern: str, color: RGB) -> None:
+    if pattern == "spotted":
+        for x, y in ((36, 70), (53, 80), (62, 64)):
+            pen.circle(x, y, 7, color)
+    elif pattern == "striped":
+        for left in (34, 54):
+            pen.rectangle(left, 56, left + 10, 92, color)
 
 
 def _car(pen: Pen, parts: Parts) -> None:

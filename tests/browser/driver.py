@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -18,13 +19,16 @@ from typing import Any
 
 import psutil
 import pytest
+from PIL import Image, ImageChops
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER_VARIABLE = "DREAMBOOTH_BROWSER"
 WIDTH, HEIGHT = 1400, 900
-PATIENCE_SECONDS = 240.0
+FOR_PICTURES = bool(os.environ.get("DREAMBOOTH_SCREENSHOTS"))
+PATIENCE_SECONDS = 1800.0 if FOR_PICTURES else 240.0
 LOOK_SECONDS = 0.25
+FREQUENT_COLORS, RARE_COLORS, MARGIN = 191, 64, 16
 
 
 def find_browser() -> str:
@@ -168,18 +172,44 @@ class Person:
         """How many pictures the run's gallery shows."""
         return int(self.page.locator("#dreambooth_run_gallery img").count())
 
+    def repeated_ids(self) -> list[str]:
+        """The names of our parts that are on the page more than once."""
+        script = "[...document.querySelectorAll('[id^=dreambooth]')].map(part => part.id)"
+        ids = list(self.page.evaluate(script))
+        return sorted({name for name in ids if ids.count(name) > 1})
+
+    def width_of(self, selector: str) -> int:
+        """How wide the picture at a place is shown, 0 if there is none."""
+        box = self.page.locator(f"{selector} img").first
+        return round(box.bounding_box()["width"]) if box.count() and box.is_visible() else 0
+
     def standing(self) -> str:
         """What the run panel says; for messages of failed tests."""
         parts = ("answer", "progress", "summary")
         return " | ".join(self.text(f"#dreambooth_run_{part}") for part in parts)
 
     def picture(self, path: Path) -> None:
-        """Keep a picture of the whole page."""
+        """Keep a picture of the whole page, in so few colours that its file is small."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.page.screenshot(path=str(path), full_page=True, animations="disabled")
+        shot = self.page.screenshot(full_page=True, animations="disabled")
+        image = Image.open(io.BytesIO(shot)).convert("RGB")
+        empty = Image.new("RGB", image.size, image.getpixel((0, 0)))
+        *_, bottom = ImageChops.difference(image, empty).getbbox() or (0, 0, 0, image.height)
+        image = image.crop((0, 0, image.width, min(bottom + MARGIN, image.height)))
+        _in_few_colors(image).save(path, optimize=True)
 
     def _field(self, elem_id: str) -> Any:
         return self.page.locator(f"#{elem_id}").locator("textarea, input:not([type=range])").first
+
+
+def _in_few_colors(image: Image.Image) -> Image.Image:
+    """The picture in 256 colors: white, those that are frequent, and rare ones far from these."""
+    frequent = image.quantize(FREQUENT_COLORS, Image.Quantize.MEDIANCUT).getpalette() or []
+    rare = image.quantize(RARE_COLORS, Image.Quantize.MAXCOVERAGE).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    shown = [255, 255, 255, *frequent[: 3 * FREQUENT_COLORS], *rare[: 3 * RARE_COLORS]]
+    palette.putpalette(shown)
+    return image.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """A newcomer's way through the page, and the same page after crashes; screenshots if asked for.
 
-DREAMBOOTH_SCREENSHOTS=1 keeps pictures of the tabs in docs/images/. They show the paths of the
-checkout and of pytest's --basetemp, so let both have names that may be seen.
+DREAMBOOTH_SCREENSHOTS=1 keeps pictures of the tabs in docs/images/, of a training as long as the
+demo's. They show the paths of the checkout and of pytest's --basetemp, where the newcomer then
+works, so let both have names that may be seen.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,19 +14,22 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dreambooth_core import demo
 from dreambooth_core.job.workspace import Workspace
-from tests.browser.driver import ROOT, App, Person, browsing, served
+from tests.browser.driver import FOR_PICTURES, ROOT, App, Person, browsing, served
 
-SCREENSHOTS = "DREAMBOOTH_SCREENSHOTS"
 IMAGES = ROOT / "docs" / "images"
+GRID = "#dreambooth_compare_grid"
 PROGRESS, SUMMARY = "#dreambooth_run_progress", "#dreambooth_run_summary"
 MODEL = "demo"
+EPOCHS = demo.training_config(MODEL).intervals.epochs
+LONG = 2000
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[App]:
+def app(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """The page of an empty folder."""
-    with served(tmp_path) as app:
+    with served(tmp_path_factory.getbasetemp() if FOR_PICTURES else tmp_path) as app:
         yield app
 
 
@@ -40,7 +43,7 @@ def person(app: App) -> Iterator[Person]:
 
 
 def _keep_picture(person: Person, name: str) -> None:
-    if os.environ.get(SCREENSHOTS):
+    if FOR_PICTURES:
         person.picture(IMAGES / f"{name}.png")
 
 
@@ -53,14 +56,13 @@ def _create_the_example(person: Person) -> None:
     person.sees("#dreambooth_status", f"{MODEL}: Stable Diffusion 1")
 
 
-def _set_up_the_example(person: Person, epochs: int) -> None:
+def _set_up_the_example(person: Person) -> None:
     person.tab("Concepts")
     person.press("dreambooth_concept_example")
     person.sees("#dreambooth_concept_message", "filled in")
     assert Path(person.value("dreambooth_concept_instance_folder")).name == "bob"
     person.type("dreambooth_concept_class_images_per_instance_image", "1")
     person.type("dreambooth_concept_sample_prompts", "photo of a ohwx man")
-    _set_epochs(person, epochs)
 
 
 def _set_epochs(person: Person, epochs: int) -> None:
@@ -74,6 +76,9 @@ def _check_the_pictures(person: Person) -> None:
     person.sees("#dreambooth_plan_table", "ohwx man")
     assert "6 to generate" in person.text("#dreambooth_plan_summary")
     _keep_picture(person, "tab-concepts")
+    person.tab("Saving")
+    assert f"demo_{3 * EPOCHS}.safetensors" in person.text("#dreambooth_files")
+    _keep_picture(person, "tab-saving")
 
 
 def _train(person: Person) -> None:
@@ -95,11 +100,11 @@ def _moves(person: Person) -> int:
 
 def test_a_newcomer_trains_the_built_in_subject(person: Person) -> None:
     _create_the_example(person)
-    _set_up_the_example(person, epochs=2000)
+    _set_up_the_example(person)
     _check_the_pictures(person)
-    person.tab("Saving")
-    _keep_picture(person, "tab-saving")
+    assert person.repeated_ids() == []
 
+    _set_epochs(person, LONG)
     _train(person)
     before = _moves(person)
     person.open()  # the page is loaded anew in the middle
@@ -117,16 +122,37 @@ def test_a_newcomer_trains_the_built_in_subject(person: Person) -> None:
     assert reached > before
 
     person.page.get_by_label("Resume").check()
-    _set_epochs(person, epochs=reached // 3 + 2)
+    _set_epochs(person, EPOCHS if FOR_PICTURES else reached // 3 + 2)
     _train(person)
     assert "training state to go on from" in person.sees(SUMMARY, "Finished")
     assert _step(person) > reached
     assert "_" in person.sees(SUMMARY, ".safetensors")
+    _compare(person)
+
+
+def _compare(person: Person) -> None:
+    """Press the button and see the grid, the numbers and which checkpoint to keep."""
+    person.press("dreambooth_run_compare")
+    person.sees("#dreambooth_compare_verdict", "press Compare")  # its tab is in view
+    person.sees(SUMMARY, "Compare tab")
+    person.waits(lambda: str(person.width_of(GRID)), lambda n: int(n) > 600, "a large grid")
+    verdict = person.text("#dreambooth_compare_verdict")
+    assert "Keep" in verdict or "No checkpoint is better" in verdict
+    table = person.text("#dreambooth_compare_table")
+    assert "as created" in table and "Subject fidelity" in table
+    assert table.count("demo_") >= 2 and "keep" in table
+    person.open()  # and it is there whenever the page is opened
+    person.tab("Compare")
+    person.waits(lambda: str(person.width_of(GRID)), lambda n: int(n) > 600, "a large grid")
+    assert person.text("#dreambooth_compare_table") == table
+    assert person.repeated_ids() == []
+    _keep_picture(person, "tab-compare")
 
 
 def test_a_job_outlives_the_page_and_its_end_is_told(app: App, person: Person) -> None:
     _create_the_example(person)
-    _set_up_the_example(person, epochs=2000)
+    _set_up_the_example(person)
+    _set_epochs(person, LONG)
     _train(person)
     before = _moves(person)
 

@@ -14,6 +14,7 @@ from dreambooth_core.config.concept import Concept
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.job.events import PlannedImage
 from dreambooth_core.job.run_view import RunView
+from dreambooth_core.ui.controls import side_button
 from dreambooth_core.ui.gradio_compat import gallery, listen, make, thumbnail
 from dreambooth_core.ui.messages import explain, heading, note, table
 from dreambooth_core.ui.training_form import TrainingForm, Updates, Values, blank_concept
@@ -44,10 +45,10 @@ class ConceptsTab:
         self.form = form
         with make(gr.Row, elem_classes=["dreambooth-toolbar"]):
             form.place_picker()
-            self.add = _button("Add", "add")
-            self.duplicate = _button("Duplicate", "duplicate")
-            self.remove = _button("Remove", "remove")
-            self.example = _button("Load the built-in example", "example")
+            self.add = side_button("Add", "concept_add")
+            self.duplicate = side_button("Duplicate", "concept_duplicate")
+            self.remove = side_button("Remove", "concept_remove")
+            self.example = side_button("Load the built-in example", "concept_example")
         self.message = gr.HTML("", elem_id="dreambooth_concept_message")
         with make(gr.Row):
             with make(gr.Column, min_width=340):
@@ -63,11 +64,15 @@ class ConceptsTab:
         previews = make(gr.Accordion, label="Preview pictures of all concepts", open=False)
         with previews, make(gr.Row, elem_classes=["dreambooth-fields"]):
             form.train.place(*PREVIEWS)
-        gr.HTML(heading("Pictures and prompts"))
-        self.button = make(gr.Button, value="Check pictures and prompts", elem_id="dreambooth_plan")
+        with make(gr.Row, elem_classes=["dreambooth-title"]):
+            gr.HTML(heading("Pictures and prompts", "What training would see, before it starts."))
+            self.button = side_button("Check pictures and prompts", "plan", min_width=200)
         self.summary = gr.HTML(note(EMPTY), elem_id="dreambooth_plan_summary")
         self.thumbnails = gallery(
-            label="Instance images", columns=8, height=260, visible=False, show_label=True
+            label="Instance images",
+            columns=8,
+            visible=False,
+            elem_classes=["dreambooth-pictures"],
         )
         self.table = gr.HTML("", elem_id="dreambooth_plan_table")
 
@@ -165,17 +170,6 @@ def _cells(row: PlannedImage, many: bool) -> tuple[object, ...]:
     kind = row.kind if row.exists else f"{row.kind}, to generate"
     cells = (Path(row.file).name, kind, row.prompt, row.bucket, f"{row.repeats} times")
     return (row.concept, *cells) if many else cells
-
-
-def _button(text: str, name: str) -> Any:
-    return make(
-        gr.Button,
-        value=text,
-        size="sm",
-        scale=0,
-        min_width=100,
-        elem_id=f"dreambooth_concept_{name}",
-    )
 
 
 def _later(form: TrainingForm) -> list[str]:

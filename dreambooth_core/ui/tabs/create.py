@@ -17,7 +17,7 @@ from dreambooth_core.config.validate import check
 from dreambooth_core.errors import DreamboothError
 from dreambooth_core.host.base import Host
 from dreambooth_core.job.workspace import Workspace
-from dreambooth_core.ui.controls import Fields
+from dreambooth_core.ui.controls import Fields, side_button
 from dreambooth_core.ui.gradio_compat import listen, make, settled_events
 from dreambooth_core.ui.messages import explain, facts, heading, note, size_text
 from dreambooth_core.world.install import install
@@ -35,14 +35,12 @@ class CreateTab:
         self.fields = Fields(CreateConfig, "create")
         source = str(demo.CHECKPOINT) if host.name == "standalone" else ""
         with make(gr.Row, elem_classes=["dreambooth-split"]):
-            with make(gr.Column, scale=3, min_width=360):
+            with make(gr.Column, scale=3, min_width=360, elem_classes=["dreambooth-flat"]):
                 gr.HTML(heading("New model", "A model is a checkpoint taken apart for training."))
                 self.fields.place("name")
                 with make(gr.Row, elem_classes=["dreambooth-with-button"]):
                     self.fields.place("source", choices=source_names(host))
-                    self.refresh = make(
-                        gr.Button, value="Refresh", size="sm", scale=0, min_width=90
-                    )
+                    self.refresh = side_button("Refresh", "create_refresh")
                 self.fields.place("extract_ema")
                 self.button = make(
                     gr.Button,

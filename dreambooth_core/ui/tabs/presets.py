@@ -26,8 +26,9 @@ from dreambooth_core.config.settings_store import Change, difference, difference
 from dreambooth_core.errors import DreamboothError
 from dreambooth_core.job.runs import last_run
 from dreambooth_core.job.workspace import Workspace
+from dreambooth_core.ui.controls import side_button
 from dreambooth_core.ui.gradio_compat import listen, make, uploaded_path
-from dreambooth_core.ui.messages import explain, heading, note, table
+from dreambooth_core.ui.messages import explain, heading, hint, note, table
 from dreambooth_core.ui.training_form import TrainingForm, Updates, Values
 
 LAST_RUN = "The last run"
@@ -51,25 +52,24 @@ class PresetRow:
                 label="Preset",
                 elem_id="dreambooth_preset",
             )
-            self.load = _button("Load", "load", variant="primary")
-            self.compare = _button("Compare", "compare")
-        self.about = gr.HTML(note(_description(workspace(), names[0])))
+            self.load = side_button("Load", "preset_load", variant="primary")
+            self.compare = side_button("Compare", "preset_compare")
+        self.about = gr.HTML(hint(_description(workspace(), names[0])))
         self.message = gr.HTML("", elem_id="dreambooth_preset_message")
         with make(gr.Accordion, label="Save and share presets", open=False):
             with make(gr.Row, elem_classes=["dreambooth-with-button"]):
                 self.name = make(
                     gr.Textbox, label="Save as", elem_id="dreambooth_preset_name", max_lines=1
                 )
-                self.save = _button("Save", "save")
-                self.delete = _button("Delete", "delete")
-                self.export = _button("Export", "export")
+                self.save = side_button("Save", "preset_save")
+                self.delete = side_button("Delete", "preset_delete")
+                self.export = side_button("Export", "preset_export")
             self.file = make(
                 gr.File, label="Exported file", visible=False, interactive=False, height=80
             )
             self.upload = make(
                 gr.UploadButton, label="Import a preset's file", file_types=[".json"], size="sm"
             )
-        gr.HTML(heading("What differs"))
         with make(gr.Row, elem_classes=["dreambooth-with-button"]):
             self.against = make(
                 gr.Dropdown,
@@ -78,7 +78,7 @@ class PresetRow:
                 label="Compare the settings with",
                 elem_id="dreambooth_against",
             )
-            self.differ = _button("Show", "differ")
+            self.differ = side_button("Show", "preset_differ")
         self.differences = gr.HTML("", elem_id="dreambooth_differences")
 
     def wire(self) -> None:
@@ -97,7 +97,7 @@ class PresetRow:
 
     def describe(self, name: str) -> str:
         """Return what a preset is for."""
-        return note(_description(self.workspace(), name))
+        return hint(_description(self.workspace(), name))
 
     def _answer(self, button: Any, handler: Handler, inputs: set[Any], outputs: list[Any]) -> None:
         listen(button.click, self._guarded(handler), inputs, [*outputs, self.message])
@@ -193,15 +193,3 @@ def _description(workspace: Workspace, name: str) -> str:
     except DreamboothError as error:
         return str(error)
     return preset.description or preset.name
-
-
-def _button(text: str, name: str, variant: str = "secondary") -> Any:
-    return make(
-        gr.Button,
-        value=text,
-        variant=variant,
-        size="sm",
-        scale=0,
-        min_width=90,
-        elem_id=f"dreambooth_preset_{name}",
-    )

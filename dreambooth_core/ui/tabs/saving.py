@@ -8,6 +8,7 @@ from pathlib import Path
 import gradio as gr
 
 from dreambooth_core.job.events import FilesPlanned, PlannedFile
+from dreambooth_core.ui.controls import side_button
 from dreambooth_core.ui.gradio_compat import make
 from dreambooth_core.ui.messages import heading, note, size_text, table
 from dreambooth_core.ui.training_form import TrainingForm
@@ -36,12 +37,13 @@ class SavingTab:
             with make(gr.Column, min_width=340):
                 gr.HTML(heading("What", "The checkpoint files themselves."))
                 form.train.place(*WHAT)
-            with make(gr.Column, min_width=340):
-                gr.HTML(heading("States and previews", "To go on from later, and to look at."))
-                form.train.place(*STATES, *PREVIEWS)
-                form.train.place(*other_outputs(form))
-        gr.HTML(heading("Files of this run"))
-        self.button = make(gr.Button, value="List the files", elem_id="dreambooth_files_button")
+        gr.HTML(heading("States and previews", "To go on from later, and to look at."))
+        with make(gr.Row, elem_classes=["dreambooth-fields", "dreambooth-framed"]):
+            form.train.place(*STATES, *PREVIEWS)
+            form.train.place(*other_outputs(form))
+        with make(gr.Row, elem_classes=["dreambooth-title"]):
+            gr.HTML(heading("Files of this run", "What training would write, with its size."))
+            self.button = side_button("List the files", "files_button", min_width=200)
         self.files = gr.HTML(note(EMPTY), elem_id="dreambooth_files")
 
 

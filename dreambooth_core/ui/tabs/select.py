@@ -13,6 +13,7 @@ from dreambooth_core.config.control import FieldSpec, SectionSpec, section_specs
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.job.history import PastRun, past_runs
 from dreambooth_core.job.workspace import ModelInfo, Workspace
+from dreambooth_core.ui.controls import side_button
 from dreambooth_core.ui.gradio_compat import listen, make, settled_events, visibility
 from dreambooth_core.ui.messages import facts, heading, note, table
 from dreambooth_core.ui.training_form import TrainingForm, Updates
@@ -34,29 +35,32 @@ class SelectTab:
         names = workspace.model_names()
         with make(gr.Row, elem_classes=["dreambooth-split"]):
             with make(gr.Column, scale=1, min_width=340):
+                gr.HTML(heading("The model", "What was done with it, and its settings below."))
                 with make(gr.Row, elem_classes=["dreambooth-with-button"]):
                     form.train.place("model", choices=names)
-                    self.refresh = make(
-                        gr.Button, value="Refresh", size="sm", scale=0, min_width=90
-                    )
+                    self.refresh = side_button("Refresh", "select_refresh")
                 self.history = gr.HTML(note(NO_MODELS), elem_id="dreambooth_history")
             self.presets_column = make(gr.Column, scale=1, min_width=340)
 
     def place_settings(self) -> None:
         """Place the settings below, section by section."""
         form = self.form
-        with make(gr.Row, elem_classes=["dreambooth-toolbar"]):
+        gr.HTML(heading("Settings"))
+        with make(gr.Row, elem_classes=["dreambooth-toolbar", "dreambooth-search"]):
             self.view = make(
                 gr.Radio,
                 choices=[BASIC, ADVANCED],
                 value=BASIC,
                 label="Settings shown",
+                info="Basic are the few that matter.",
                 elem_id="dreambooth_view",
             )
             self.search = make(
                 gr.Textbox,
                 label="Search in settings",
-                placeholder="a word of a setting's name or help, such as: memory",
+                placeholder="memory",
+                info="A word of a setting's name or help finds it, on either view.",
+                max_lines=1,
                 elem_id="dreambooth_search",
             )
         self.nothing = gr.HTML("", elem_id="dreambooth_search_result")
@@ -135,8 +139,8 @@ def show_history(workspace: Workspace, info: ModelInfo) -> str:
         ("Created", info.created.replace("T", " ").removesuffix("+00:00")),
     ]
     runs = [run for run in past_runs(workspace, info.name) if run.run.kind != "plan"]
-    listed = table(("Run", "Kind", "Steps", "How it ended"), map(_run_cells, runs), "No runs yet.")
-    return heading(info.name) + facts(pairs) + listed
+    listed = table(("Run", "Kind", "Steps", "Ended"), map(_run_cells, runs), "No runs yet.")
+    return facts(pairs) + listed
 
 
 def show_status(info: ModelInfo | None) -> str:

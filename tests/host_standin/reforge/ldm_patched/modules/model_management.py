@@ -1,24 +1,8 @@
-"""reForge moves all models between memories here."""
+"""reForge moves all models between memories here, and as Forge does."""
 
 from __future__ import annotations
 
-from modules.seen import note
+from pathlib import Path
 
-current_loaded_models = []
-
-
-def load_models_gpu(models):
-    for model in models:
-        model.device = "cuda"
-        if model not in current_loaded_models:
-            current_loaded_models.append(model)
-
-
-def unload_all_models():
-    note("unload_all_models")
-    while current_loaded_models:
-        current_loaded_models.pop().device = "cpu"
-
-
-def soft_empty_cache(force=False):
-    note("soft_empty_cache")
+_FORGE = Path(__file__).parents[3] / "forge" / "backend" / "memory_management.py"
+exec(compile(_FORGE.read_text(encoding="utf-8"), str(_FORGE), "exec"))
