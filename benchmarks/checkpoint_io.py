@@ -1,4 +1,7 @@
-"""Time and memory of creating a model from a 4 GB checkpoint and of saving it again.
+"""Time and memory of creating a model from a large checkpoint and of saving it again.
+
+The checkpoint has random weights: 4.3 GB under the keys and shapes of Stable Diffusion 1.5, or with
+`--model sdxl` 6.9 GB in fp16 of Stable Diffusion XL, which takes four times that on the disk.
 
 The yardstick is copying the same file with fsync, measured in the same rounds: copy, create, save,
 copy, create, save, ... Each is a process of its own, so that its peak memory is its own; the memory
@@ -6,7 +9,7 @@ shown is what it used above the interpreter with torch loaded. Before each, a he
 much free memory as the files will take: the host of a virtual machine takes back what is free, and
 its first use then costs more than the copy.
 
-    python -m benchmarks.checkpoint_io [--rounds 3] [--folder DIR] [--json FILE]
+    python -m benchmarks.checkpoint_io [--model sdxl] [--rounds 3] [--folder DIR] [--json FILE]
 """
 
 from __future__ import annotations
@@ -23,30 +26,50 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    from dreambooth_core.checkpoint.file import Entry
 
 KINDS = ("copy", "create", "save")
 MEMORY_BUDGET_MB = 600
 TIME_BUDGET = 1.5
 MODEL = "measured"
+MODELS = ("sd15", "sdxl")
+FILES_AT_ONCE = 4
+"""The source, its copy, the model and the saved checkpoint."""
 
 
-def write_source(path: Path) -> None:
-    """Write random fp32 weights under the keys and shapes of Stable Diffusion 1.5."""
+def entries_of(model: str) -> list[Entry]:
+    """Return random weights under a model's keys and shapes: SD 1.5 in fp32, SDXL in fp16."""
     import torch
 
-    from dreambooth_core.checkpoint.file import Entry, write_checkpoint
-    from tests.original_layout import SD15, checkpoint_shapes
+    from dreambooth_core.checkpoint.file import Entry
+    from tests.original_layout import SD15, SDXL, checkpoint_shapes
 
     generator = torch.Generator().manual_seed(0)
+    layout, name, dtype = (
+        (SDXL, "F16", torch.float16) if model == "sdxl" else (SD15, "F32", torch.float32)
+    )
 
     def entry(key: str, shape: tuple[int, ...]) -> Entry:
-        return Entry(key, "F32", shape, lambda: torch.randn(shape, generator=generator))
+        return Entry(key, name, shape, lambda: torch.randn(shape, generator=generator).to(dtype))
 
-    shapes = checkpoint_shapes(SD15)
-    write_checkpoint(path, [entry(key, shape) for key, shape in shapes.items()])
+    return [entry(key, shape) for key, shape in checkpoint_shapes(layout).items()]
+
+
+def write_source(path: Path, model: str) -> None:
+    """Write the checkpoint to measure with; ends the program if the disk has no room for it all."""
+    from dreambooth_core.checkpoint.file import write_checkpoint
+
+    entries = entries_of(model)
+    needed = FILES_AT_ONCE * sum(entry.size for entry in entries)
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        sys.exit(f"{path.parent} has {free / 1e9:.0f} GB free, and {needed / 1e9:.0f} are needed.")
+    write_checkpoint(path, entries)
 
 
 def copy(root: Path) -> None:
@@ -176,8 +199,9 @@ def print_table(figures: dict[str, Any]) -> None:
 def main() -> None:
     """Measure, print and write the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to work (15 GB); default: temporary")
+    parser.add_argument("--folder", type=Path, help="where to work (17 or 28 GB)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -186,9 +210,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="checkpoint_io-", dir=options.folder) as folder:
         root = Path(folder)
-        write_source(source_of(root))
+        write_source(source_of(root), options.model)
         results = run_rounds(root, options.rounds)
-        figures = summarise(results, source_of(root).stat().st_size)
+        figures = {"model": options.model} | summarise(results, source_of(root).stat().st_size)
     figures["machine"] = {"system": platform.platform(), "cores": os.cpu_count()}
     print_table(figures)
     if options.json:

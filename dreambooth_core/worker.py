@@ -40,6 +40,9 @@ STAGES = {
     "sample": "dreambooth_core.stages.sample",
     "save": "dreambooth_core.stages.save",
     "compare": "dreambooth_core.stages.compare",
+    "extract-lora": "dreambooth_core.stages.extract_lora",
+    "bake-lora": "dreambooth_core.stages.bake_lora",
+    "merge": "dreambooth_core.stages.merge",
 }
 
 BLOCKED_PACKAGES = (

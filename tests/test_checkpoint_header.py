@@ -140,13 +140,13 @@ def test_a_file_cut_short_says_so_and_asks_for_another_copy(tmp_path: Path) -> N
     assert "download or copy it again" in fault(path)
 
 
-def test_a_ckpt_is_told_apart_and_its_remedy_is_conversion(tmp_path: Path) -> None:
+def test_a_ckpt_of_nonsense_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "old.ckpt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", b"x" * 100)
     message = fault(path)
-    assert "pickle" in message
-    assert "Convert it to .safetensors" in message
+    assert "its pickle is cut or damaged" in message
+    assert "download or copy it again" in message
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:

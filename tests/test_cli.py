@@ -18,12 +18,13 @@ from dreambooth_core.cli.parser import EXAMPLES, JOB_HELP, build_parser, normali
 from dreambooth_core.config.control import field_specs, section_specs
 from dreambooth_core.config.schema import (
     JOB_CONFIGS,
+    BakeLoraConfig,
     Concept,
     CreateConfig,
     SampleConfig,
     TrainConfig,
 )
-from dreambooth_core.config.serialize import to_dict
+from dreambooth_core.config.serialize import to_dict, with_absolute_paths
 from dreambooth_core.job import launcher
 from dreambooth_core.job.launcher import launch
 from dreambooth_core.job.runs import read_run, run_ids
@@ -179,6 +180,10 @@ def test_concept_flags_change_the_only_concept_of_a_file(
         (["create", "--name", "x", "--source", "bad.safetensors"], "bad.safetensors"),
         (["sample", "--model", "ada"], "prompts: are empty"),
         (["save", "--model", "ada"], "no training state"),
+        (["merge", "--name", "x", "--primary", "a", "--secondary", "b"], "needs the checkpoint"),
+        (["extract-lora", "--name", "x", "--base", "a", "--trained", "b"], "no checkpoint file"),
+        (["bake-lora", "--name", "x", "--checkpoint", "a", "--lora", "b"], "no LoRA file 'b'"),
+        (["bake-lora", "--name", "x/y", "--checkpoint", "a", "--lora", "b"], "slash"),
         (["resume", "ada"], "was not trained here yet"),
         (["resume", "eve"], "There is no model 'eve'"),
         (["watch"], "There are no runs"),
@@ -334,6 +339,21 @@ def test_the_demo_runs_its_steps_until_one_fails(
     monkeypatch.setattr(demo, "steps", steps)
     assert cli.main(["demo"]) == 1
     assert len(run_ids(ready)) == 3
+
+
+def test_relative_loras_are_kept_absolute_and_names_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").write_bytes(b"")
+    for given, kept in (("mine.safetensors", str(tmp_path / "mine.safetensors")), ("ada", "ada")):
+        config = BakeLoraConfig(name="x", checkpoint="base", lora=given)
+        assert with_absolute_paths(config, tmp_path).lora == kept
+
+
+def test_lora_settings_have_long_flags() -> None:
+    words = ["train", "--model", "m", "--lora.enabled", "--lora.rank", "8", "--lora.dora"]
+    lora = _config(words).lora
+    assert (lora.enabled, lora.rank, lora.dora) == (True, 8, True)
+    names = {name for flag in flags_of(TrainConfig) for name in flag.names}
+    assert not names & {"rank", "alpha", "dora"}
 
 
 def test_relative_folders_are_kept_absolute(ready: Workspace) -> None:

@@ -345,3 +345,38 @@ def test_check_raises_all_problems(training: TrainConfig) -> None:
     with pytest.raises(ConfigError) as caught:
         check(training, None)
     assert len(caught.value.problems) == 2
+
+
+# -- LoRA
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (["lora.unet_learning_rate=0"], "lora.unet_learning_rate: is 0, so that part"),
+        (["lora.text_encoder_learning_rate=0"], "lora.text_encoder_learning_rate: is 0"),
+        (["saving.dtype=source"], "saving.dtype: is source, but a LoRA has no source"),
+        (["lora.conv_rank=4", "unet.train=off"], "lora.conv_rank: is set, but only the UNet"),
+        (["lora.rank=0"], "lora.rank: is 0 dimensions. It must be at least 1"),
+        (["lora.alpha=0"], "lora.alpha: is 0"),
+        (["saving.ema_keys=on"], "saving.ema_keys: asks for the running average, but a LoRA"),
+    ],
+)
+def test_settings_that_a_lora_cannot_have(
+    training: TrainConfig, changes: list[str], text: str
+) -> None:
+    training.lora.enabled = True
+    assert _texts(training) == []
+    for change in changes:
+        training = apply_set(training, change)
+    assert _texts(training)[0].startswith(text)
+    training.lora.enabled = False
+    if "rank=0" not in changes[0] and "alpha" not in changes[0]:
+        assert _texts(training) == []
+
+
+def test_a_lora_does_not_need_the_models_learning_rates(training: TrainConfig) -> None:
+    training.learning_rate.unet = training.learning_rate.text_encoder = 0.0
+    assert len(_texts(training)) == 2
+    training.lora.enabled = True
+    assert _texts(training) == []

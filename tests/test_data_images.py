@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from dreambooth_core.data.images import crop_box, fit_to_bucket, open_image
+from dreambooth_core.data.images import crop_box, fit_to_bucket, open_image, told_sizes
 from dreambooth_core.data.picture_files import file_hash, image_size, list_images
 from dreambooth_core.errors import InputError
 
@@ -259,3 +259,28 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     path.chmod(0)
     with pytest.raises(InputError, match=r"a\.png cannot be read: .*Permission"):
         open_image(path)
+
+
+@pytest.mark.parametrize(
+    ("source", "size", "position", "flip", "told"),
+    [
+        ((1024, 1024), (1024, 1024), 0.5, False, (1024, 1024, 0, 0, 1024, 1024)),
+        # 3000 x 2000 scaled by 0.512 is 1536 x 1024: 512 columns are cut away, 256 on the left.
+        ((3000, 2000), (1024, 1024), 0.5, False, (2000, 3000, 0, 256, 1024, 1024)),
+        ((3000, 2000), (1024, 1024), 0.0, False, (2000, 3000, 0, 0, 1024, 1024)),
+        ((3000, 2000), (1024, 1024), 0.0, True, (2000, 3000, 0, 512, 1024, 1024)),
+        ((3000, 2000), (1024, 1024), 0.25, True, (2000, 3000, 0, 384, 1024, 1024)),
+        # 300 x 600 scaled by 3 is 900 x 1800: 900 rows are cut away.
+        ((300, 600), (900, 900), 1.0, False, (600, 300, 900, 0, 900, 900)),
+        ((512, 768), (1024, 768), 0.5, False, (768, 512, 384, 0, 768, 1024)),
+    ],
+)
+def test_what_is_told_of_size_and_crop(
+    source: tuple[int, int],
+    size: tuple[int, int],
+    position: float,
+    flip: bool,
+    told: tuple[int, ...],
+) -> None:
+    """Computed by hand: the crop counts in the picture scaled to cover the bucket."""
+    assert told_sizes(source, size, position, flip=flip) == told

@@ -66,6 +66,43 @@ def test_a_batch_holds_what_its_samples_say(pictures: list[Example]) -> None:
     assert batch.is_class.tolist() == [False, False, True, False]
 
 
+def test_a_batch_tells_sizes_and_crops(pictures: list[Example]) -> None:
+    """64x32 pictures in a bucket of 16x16: scaled to 32x16, of which 16 columns are cut away."""
+    one = replace(pictures[0], bucket=(16, 16), source_size=(64, 32))
+    samples = [
+        Sample(one, ""),
+        Sample(one, "", crop=0.0),
+        Sample(one, "", crop=0.0, flip=True),
+        Sample(replace(one, source_size=(0, 0)), ""),  # unknown: taken for what it became
+    ]
+    source = LatentSource(LatentCache(), Encoder(), "vae")
+    batch = source.batch(MicroBatch((16, 16), tuple(samples)))
+    assert batch.sizes.dtype == torch.float32
+    assert batch.sizes.tolist() == [
+        [32, 64, 0, 8, 16, 16],
+        [32, 64, 0, 0, 16, 16],
+        [32, 64, 0, 16, 16, 16],
+        [16, 16, 0, 0, 16, 16],
+    ]
+
+
+def test_pictures_come_with_a_batch_on_request(pictures: list[Example]) -> None:
+    """The same crop and flip as the latents were made of; nothing is encoded for them."""
+    samples = (Sample(pictures[0], ""), Sample(pictures[0], "", flip=True))
+    encoder = Encoder()
+    source = LatentSource(LatentCache(), encoder, "vae", with_pixels=True)
+    batch = source.batch(MicroBatch((32, 16), samples))
+    assert batch.pixels is not None and batch.pixels.shape == (2, 3, 16, 32)
+    assert torch.equal(batch.pixels[1], batch.pixels[0].flip(-1))
+    mean = torch.nn.functional.avg_pool2d(batch.pixels, 8)
+    assert torch.allclose(mean, batch.latents_mean)
+    count = len(encoder.batches)
+    source.batch(MicroBatch((32, 16), samples))
+    assert len(encoder.batches) == count
+    plain = LatentSource(LatentCache(), Encoder(), "vae")
+    assert plain.batch(MicroBatch((32, 16), samples)).pixels is None
+
+
 def test_fill_encodes_each_variant_once_in_batches(pictures: list[Example]) -> None:
     """3 pictures x 2 flips in batches of 4: 4 + 2; nothing again, the encoder is then unused."""
     encoder, progress = Encoder(), []
@@ -139,7 +176,12 @@ def test_drawing_from_the_posterior() -> None:
     """Mean 3, deviation 0.5 over 40,000 numbers; deviation 0 gives the mean; streams repeat."""
     shape = (10, 4, 100, 10)
     batch = Batch(
-        torch.full(shape, 3.0), torch.full(shape, 0.5), [], torch.ones(10), torch.ones(10)
+        torch.full(shape, 3.0),
+        torch.full(shape, 0.5),
+        [],
+        torch.ones(10),
+        torch.ones(10),
+        torch.ones(10, 6),
     )
     latents = batch.latents(stream(0, "posterior", 0))
     assert latents.mean().item() == pytest.approx(3, abs=0.01)

@@ -141,6 +141,22 @@ def test_gradients_reach_the_text_encoder(components: Components) -> None:
     assert used == [320, 1929, START, END]
 
 
+def test_all_that_is_told_is_joined_cut_and_moved() -> None:
+    def told(n: int) -> Conditioning:
+        states, pooled = torch.full((n, 77, 4), float(n)), torch.full((n, 3), float(n))
+        return Conditioning(states, pooled, torch.full((n, 6), 2.0), torch.zeros(n, 5, 8, 8))
+
+    both = Conditioning.cat([told(1), told(2)])
+    for name in ("pooled", "sizes", "canvas"):
+        whole = getattr(both, name)
+        assert len(whole) == 3
+        assert torch.equal(getattr(both[1:], name), whole[1:])
+        assert getattr(both.to(dtype=torch.float16), name).dtype == torch.float16
+    assert torch.equal(both[1:].pooled, told(2).pooled)
+    bare = both.beside(None, None)
+    assert bare.canvas is None and bare.sizes is None and bare.pooled is both.pooled
+
+
 def test_conditionings_are_joined_cut_and_moved() -> None:
     first, second = (Conditioning(torch.full((n, 77, 4), float(n))) for n in (1, 2))
     both = Conditioning.cat([first, second])

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from dreambooth_core.checkpoint.recognise import TRAINABLE, family_label, trainable_family
 from dreambooth_core.errors import CheckpointError, UnsupportedFamilyError
 from dreambooth_core.families import FAMILIES, detect, family_of
 from dreambooth_core.families.side_file import read_side_file, side_value
 from dreambooth_core.job.checkpoint_files import side_path
 from dreambooth_core.job.workspace import ModelFolder, ModelInfo
-from tests.original_layout import SD15, TINY, Shapes, checkpoint_shapes
+from tests.original_layout import (
+    SD15,
+    SD21,
+    SDXL,
+    TINY,
+    TINY_SD2,
+    TINY_SDXL,
+    Layout,
+    Shapes,
+    checkpoint_shapes,
+)
 from tests.tiny import TEXT, UNET, header_of
 
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
 
 
-def sd1(*dropped: str, **changed: tuple[int, ...]) -> Shapes:
-    shapes = checkpoint_shapes(TINY) | changed
+LABEL = f"{UNET}label_emb.0.0.weight"
+
+
+def of(layout: Layout, *dropped: str, **changed: tuple[int, ...]) -> Shapes:
+    shapes = checkpoint_shapes(layout) | changed
     return {key: shape for key, shape in shapes.items() if not key.startswith(dropped)}
 
 
-def test_sd1_is_told_whatever_its_width() -> None:
-    assert detect(header_of(checkpoint_shapes(TINY))) is FAMILIES["sd1"]
-    assert detect(header_of(checkpoint_shapes(SD15))) is FAMILIES["sd1"]
+def sd1(*dropped: str, **changed: tuple[int, ...]) -> Shapes:
+    return of(TINY, *dropped, **changed)
+
+
+@pytest.mark.parametrize("channels", [4, 9])
+@pytest.mark.parametrize("layout", [TINY, SD15, TINY_SD2, SD21, TINY_SDXL, SDXL])
+def test_a_family_is_told_whatever_its_width(layout: Layout, channels: int) -> None:
+    header = header_of(checkpoint_shapes(replace(layout, in_channels=channels)))
+    assert detect(header) is FAMILIES[layout.family]
+    assert trainable_family(header) == layout.family
+    label = FAMILIES[layout.family].label
+    assert label == TRAINABLE[layout.family]
+    assert family_label(header) == (label if channels == 4 else f"{label}, inpainting")
 
 
 def keys(*names: str) -> Shapes:
@@ -44,13 +69,14 @@ def keys(*names: str) -> Shapes:
         ),
         (keys("model.diffusion_model.double_blocks.0.img_attn.qkv.weight"), "FLUX"),
         (keys("double_blocks.0.img_attn.qkv.weight"), "FLUX"),
-        (
-            keys(CONV_IN, "conditioner.embedders.1.model.ln_final.weight"),
-            "is a Stable Diffusion XL checkpoint",
-        ),
+        (keys(CONV_IN, "conditioner.embedders.1.model.ln_final.weight"), "without a VAE"),
         (keys(CONV_IN, "conditioner.embedders.0.model.ln_final.weight"), "XL refiner"),
-        (keys(CONV_IN, "cond_stage_model.model.ln_final.weight"), "Stable Diffusion 2"),
-        (sd1(**{CONV_IN: (32, 9, 3, 3)}), "inpainting"),
+        (keys(CONV_IN, "cond_stage_model.model.ln_final.weight"), "without a VAE"),
+        (sd1(**{LABEL: (128, 64)}), "unusual form"),
+        (sd1(**{CONV_IN: (32, 7, 3, 3)}), "unusual form"),
+        (of(TINY_SDXL, edm_mean=(4,)), "Playground 2.5"),
+        (of(TINY_SD2, **{LABEL: (128, 64), "noise_augmentor.x": (1,)}), "unCLIP"),
+        (of(TINY_SDXL, "conditioner.embedders.1."), "unusual form"),
         (sd1(**{CONV_IN: (32, 8, 3, 3)}), "InstructPix2Pix"),
         (sd1(**{CONV_IN: (32, 5, 3, 3)}), "depth"),
         (sd1("first_stage_model."), "without a VAE"),

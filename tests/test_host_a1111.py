@@ -50,7 +50,7 @@ def test_folders_follow_the_options(webui: Webui, host: A1111Host, tmp_path: Pat
     assert workspace.checkpoints_dir == tmp_path / "ckpt"
     assert host.lora_dir() == tmp_path / "loras"
     options.lora_models_path = str(tmp_path / "ours")
-    assert host.lora_dir() == tmp_path / "ours"
+    assert host.lora_dir() == host.workspace().lora_dir == tmp_path / "ours"
     settings.data["dreambooth_models_folder"] = str(tmp_path / "set")
     assert host.workspace().models_dir == tmp_path / "set"
     options.dreambooth_models_path = str(tmp_path / "flag")

@@ -25,6 +25,7 @@ from dreambooth_core.job.events import (
     JobFinished,
     JobStarted,
     JobStopped,
+    LoraSaved,
     Notice,
     PhaseProgress,
     PhaseStarted,
@@ -130,12 +131,13 @@ class TestView:
             SampleSaved("1.png", "a", 1, 5),
             SampleSaved("2.png", "b", 2, 6),
             CheckpointSaved("m.safetensors", 6, 1, "ab", 10),
+            LoraSaved("l.safetensors", 6, 1, "ab", 10),
             StateSaved("old", 5),
             StateSaved("state", 6),
             Notice("warning", "careful"),
         )
         assert [sample.path for sample in view.samples] == ["2.png", "1.png"]
-        assert [file.path for file in view.files] == ["m.safetensors"]
+        assert [file.path for file in view.files] == ["m.safetensors", "l.safetensors"]
         assert view.training_state == "state" and view.notices[0].message == "careful"
 
     def test_a_plan(self) -> None:

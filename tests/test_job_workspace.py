@@ -154,3 +154,28 @@ def test_models_and_checkpoints_may_lie_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "files" / "sub" / "a.safetensors").write_bytes(b"")
     assert moved.find_checkpoint("a") == tmp_path / "files" / "sub" / "a.safetensors"
     assert Workspace(tmp_path, models_elsewhere=Path("near")).models_dir == Path.cwd() / "near"
+
+
+def test_loras_are_found_by_path_name_and_stem(workspace: Workspace, tmp_path: Path) -> None:
+    assert workspace.lora_dir == workspace.root / "models" / "Lora"
+    paths = [workspace.lora_dir / name for name in ("ada.safetensors", "sub/style.safetensors")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    assert workspace.find_lora(str(paths[0])) == paths[0]
+    assert workspace.find_lora("ada") == workspace.find_lora("ada.safetensors") == paths[0]
+    assert workspace.find_lora("style") == workspace.find_lora("sub/style") == paths[1]
+    with pytest.raises(InputError, match="no LoRA file 'styles'") as caught:
+        workspace.find_lora("styles")
+    assert "Did you mean style?" in str(caught.value)
+    twice = workspace.lora_dir / "more" / "style.safetensors"
+    twice.parent.mkdir()
+    twice.write_bytes(b"")
+    with pytest.raises(InputError, match="several LoRA files"):
+        workspace.find_lora("style")
+    with pytest.raises(InputError, match="no LoRA file ''"):
+        workspace.find_lora(" ")
+
+
+def test_loras_can_lie_elsewhere(tmp_path: Path) -> None:
+    assert Workspace(tmp_path, loras_elsewhere=tmp_path / "x").lora_dir == tmp_path / "x"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dreambooth_core.checkpoint.assembled import Assembly
 from dreambooth_core.checkpoint.file import CheckpointWriter
 from dreambooth_core.config.schema import CreateConfig
 from dreambooth_core.errors import (
@@ -21,10 +22,12 @@ from dreambooth_core.errors import (
     ModelExistsError,
     UnsupportedFamilyError,
 )
+from dreambooth_core.families import detect
 from dreambooth_core.job.commands import Command, send
 from dreambooth_core.job.events import Event, PhaseProgress, PhaseStarted
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.stages import create
+from dreambooth_core.stages.source import Source
 from tests.original_layout import SD15, TINY, checkpoint_shapes, side_yaml
 from tests.tiny import (
     TEXT,
@@ -297,9 +300,10 @@ def test_stop_ends_the_job_and_leaves_nothing(workspace: Workspace, tiny_checkpo
 def test_routes_send_every_tensor_of_sd15_somewhere() -> None:
     shapes = checkpoint_shapes(SD15) | {"betas": (1000,), "model_ema.decay": ()}
     header = header_of(shapes)
-    family = create.detect(header)
+    family = detect(header)
     configs = family.configs(header, None)
-    source = create.Source(header, None, family, configs, family.key_map(header, configs))
+    pairs = family.key_map(header, configs)
+    source = Source(Assembly(header), None, family, configs, pairs)
     routes = create.plan_routes(source, extract_ema=False)
     assert list(routes) == [key for key in shapes if key != "model_ema.decay"]
     parts = [route.part for route in routes.values()]

@@ -28,7 +28,8 @@ from dreambooth_core.stages.training_pictures import (
 from tests.trainings import Trainings, write_pictures
 
 QUANTUM = 16
-MODEL: Any = SimpleNamespace(family="flat", vae=SimpleNamespace(device=torch.device("cpu")))
+VAE = SimpleNamespace(device=torch.device("cpu"))
+MODEL: Any = SimpleNamespace(family="flat", vae=VAE, paints_into_pictures=lambda: False)
 
 
 class Flat:

@@ -30,6 +30,11 @@ class Letters:
         rows = [[float(ord(c)) for c in p.ljust(chunks * CHUNK)] for p in prompts]
         return Conditioning(torch.tensor(rows)[:, :, None] * self.weight * clip_skip)
 
+    def unconditional(self, encoded: Conditioning, rows: Sequence[bool]) -> Conditioning:
+        """Zeros in these rows."""
+        keep = torch.tensor([0.0 if row else 1.0 for row in rows])
+        return Conditioning(encoded.encoder_hidden_states * keep[:, None, None])
+
 
 @pytest.fixture
 def letters(monkeypatch: pytest.MonkeyPatch) -> Letters:
@@ -69,6 +74,15 @@ def test_what_was_encoded_before_freezing_is_forgotten(letters: Letters) -> None
     letters.weight = torch.tensor(2.0, requires_grad=True)
     encode.freeze()
     assert encode(["a"]).encoder_hidden_states[0, 0, 0].item() == 2 * 97.0
+
+
+def test_an_empty_prompt_is_what_the_family_says_without_one(letters: Letters) -> None:
+    encode = make_encoder()
+    states = encode(["ab", ""]).encoder_hidden_states
+    assert states[0].abs().min() > 0 and states[1].abs().max() == 0
+    encode.freeze(["", "abcdefgh"])
+    states = encode(["abcdefgh", ""]).encoder_hidden_states
+    assert states[0].abs().min() > 0 and states[1].abs().max() == 0
 
 
 def test_clip_skip_reaches_the_family(letters: Letters) -> None:

@@ -6,27 +6,35 @@ import hashlib
 import json
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from dreambooth_core.checkpoint.header import read_header
+from dreambooth_core.checkpoint.header import encode_header, read_header
 from dreambooth_core.config.schema import CreateConfig, SaveConfig
 from dreambooth_core.errors import CheckpointError, InputError, ModelNotFoundError, NonFiniteError
+from dreambooth_core.families import family_of
+from dreambooth_core.families.loading import read_configs
 from dreambooth_core.job.checkpoint_files import checkpoint_path
 from dreambooth_core.job.events import CheckpointSaved, Event
 from dreambooth_core.job.workspace import ModelFolder, Workspace
-from dreambooth_core.stages import create, save
+from dreambooth_core.stages import create, save, side_settings
+from dreambooth_core.stages.model_shape import checkpoint_bytes
 from dreambooth_core.stages.save import save_checkpoint
 from dreambooth_core.stages.saved_states import Progress
+from dreambooth_core.stages.source import read_source
 from dreambooth_core.stages.training_state import TrainingState, save_state
-from tests.original_layout import TINY, side_yaml
+from tests.original_layout import TINY, TINY_SD2, TINY_SDXL, Layout, side_yaml
 from tests.tiny import TEXT, UNET, Dtypes, stage_context, tiny_extras, write_tiny_checkpoint
 
 VAE = "first_stage_model."
+CONCEPT = {"instance_folder": "x", "instance_token": "ohwx"}
+UNET_FILE = "diffusion_pytorch_model.safetensors"
 TRAINED = f"{UNET}input_blocks.0.0.bias"
 
 
@@ -160,12 +168,17 @@ def test_the_yaml_comes_before_the_checkpoint(
     assert seen == [(side_yaml(TINY), False)]
 
 
-def test_a_model_without_yaml_is_saved_without(
-    tiny_model_folder: ModelFolder, tmp_path: Path
+def test_a_model_without_yaml_is_saved_with_one_if_its_weights_do_not_tell_all(
+    tiny_model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tiny_model_folder.path / "source.yaml").unlink()
-    save_checkpoint(tiny_model_folder, tmp_path / "out.safetensors", {}, "source")
-    assert [path.name for path in tmp_path.glob("out*")] == ["out.safetensors"]
+    path = tmp_path / "out.safetensors"
+    save_checkpoint(tiny_model_folder, path, {}, "source")
+    family = family_of(tiny_model_folder)
+    assert read_source(path).configs == read_configs(tiny_model_folder, family)
+    monkeypatch.setattr(side_settings, "tells_itself", lambda *_: True)  # as of SD 1.5
+    save_checkpoint(tiny_model_folder, tmp_path / "real.safetensors", {}, "source")
+    assert [path.name for path in tmp_path.glob("real*")] == ["real.safetensors"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -239,15 +252,22 @@ def test_an_absolute_subfolder_is_refused(tmp_path: Path) -> None:
         checkpoint_path(tmp_path, "x", 1, str(tmp_path))
 
 
-def keep_state(folder: ModelFolder, run_id: str, step: int, value: float) -> None:
+def keep_state(
+    folder: ModelFolder,
+    run_id: str,
+    step: int,
+    value: float,
+    settings: dict[str, Any] | None = None,
+    averaged: bool = True,
+) -> None:
     trained = {"unet": {"conv_in.bias": torch.full((32,), value)}}
     average = {"unet.conv_in.bias": torch.full((32,), value + 0.5)}
     state = TrainingState(
         progress=Progress(step=step, epoch=step // 10),
         seed=1,
-        settings={},
+        settings={"model": "tiny", "concepts": [CONCEPT], **(settings or {})},
         weights=trained,
-        ema=average,
+        ema=average if averaged else {},
         optimizer={},
     )
     save_state(folder, run_id, state)
@@ -284,6 +304,85 @@ def test_the_asked_for_state_is_saved(
     metadata = read_header(path).metadata
     assert metadata["dreambooth.step"] == str(step)
     assert metadata["dreambooth.ema"] == ("true" if settings["use_ema"] else "false")
+    assert metadata["modelspec.trigger_phrase"] == "ohwx"
+    assert metadata["ss_steps"] == str(step)
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["description"].startswith("ohwx (")
+
+
+def test_the_average_is_written_beside_the_weights_on_request(
+    workspace: Workspace, tiny_model_folder: ModelFolder, tiny_checkpoint: Path
+) -> None:
+    keep_state(tiny_model_folder, "run", 20, 2.0, {"ema": {"decay": 0.99}})
+    config = SaveConfig(model="tiny", dtype="bf16", use_ema=False, ema_keys=True)
+    path = Path(save.run(config, stage_context(workspace))["path"])
+    saved, source = load_file(path), load_file(tiny_checkpoint)
+    unet = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in source}
+    unet = {key: name for key, name in unet.items() if key.startswith(UNET)}
+    counters = {"model_ema.decay", "model_ema.num_updates"}
+    assert saved.keys() == source.keys() | set(unet.values()) | counters
+    for key, name in unet.items():
+        value = torch.full((32,), 2.5) if key == TRAINED else source[key]
+        assert torch.equal(saved[name], value.to(torch.bfloat16)), name
+    assert saved[TRAINED].tolist() == [2.0] * 32
+    assert saved["model_ema.decay"].item() == pytest.approx(0.99)
+    assert saved["model_ema.num_updates"].item() == 20
+    size = checkpoint_bytes(tiny_model_folder, "bf16", ema_keys=True)
+    metadata = encode_header({}, read_header(path).metadata)
+    assert abs(path.stat().st_size - size - len(metadata)) < 32
+    create.run(
+        CreateConfig(name="again", source=str(path), extract_ema=True), stage_context(workspace)
+    )
+    kept = load_file(workspace.model("again").component("unet") / UNET_FILE)
+    assert kept["conv_in.bias"].tolist() == [2.5] * 32
+
+
+def test_an_average_that_there_is_not_is_an_error(
+    workspace: Workspace, tiny_model_folder: ModelFolder
+) -> None:
+    keep_state(tiny_model_folder, "run", 20, 2.0, averaged=False)
+    with pytest.raises(InputError, match="no running average") as raised:
+        save.run(SaveConfig(model="tiny", ema_keys=True), stage_context(workspace))
+    assert raised.value.field == "ema_keys"
+    assert list(workspace.checkpoints_dir.glob("tiny_20*")) == []
+
+
+LAYOUTS = {
+    "sd1": TINY,
+    "sd1 inpainting": replace(TINY, in_channels=9),
+    "sd2": TINY_SD2,
+    "sdxl": TINY_SDXL,
+    "sdxl inpainting": replace(TINY_SDXL, in_channels=9),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_every_family_comes_out_as_it_went_in(
+    workspace: Workspace, tmp_path: Path, layout: Layout, kind: str
+) -> None:
+    source = write_tiny_checkpoint(tmp_path / "x.safetensors", layout=layout)
+    side = source.with_suffix(".yaml").read_text(encoding="utf-8")
+    if kind == "v_prediction":
+        tensors = {key: tensor.clone() for key, tensor in load_file(source).items()}
+        save_file({**tensors, "ztsnr": torch.empty(0)}, source)
+        side = side.replace('parameterization: "eps"', 'parameterization: "v"')
+        side = side.replace("EpsScaling", "VScaling")
+        source.with_suffix(".yaml").write_text(side, encoding="utf-8")
+    create.run(CreateConfig(name="m", source=str(source)), stage_context(workspace))
+    folder = workspace.model("m")
+    assert folder.read_info().prediction_type == kind
+    path = Path(save.run(SaveConfig(model="m", dtype="source"), stage_context(workspace))["path"])
+    ours, theirs = raw_tensors(path), raw_tensors(source)
+    added = {"v_pred": ("F32", (0,), b"")} if kind == "v_prediction" else {}
+    assert ours == {**theirs, **added}
+    assert list(ours) == [*theirs, *added]
+    assert path.with_suffix(".yaml").read_text(encoding="utf-8") == side
+    folder.kept_side_file.unlink()
+    told = side_settings.side_settings(folder)
+    assert told is not None
+    path.with_suffix(".yaml").write_bytes(told)
+    assert read_source(path).configs == read_configs(folder, family_of(folder))
 
 
 def test_a_state_that_is_not_there_is_an_error(
@@ -309,3 +408,32 @@ def test_saving_twice_makes_two_files_and_records_both(
     names = [Path(path).name for path in tiny_model_folder.read_info().checkpoints]
     assert names == ["tiny.safetensors", "tiny-2.safetensors"]
     assert json.loads(tiny_model_folder.info_path.read_text())["name"] == "tiny"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_trained_parts_of_joined_and_turned_tensors_go_to_their_places(
+    workspace: Workspace, tmp_path: Path, dtype: str
+) -> None:
+    source = write_tiny_checkpoint(
+        tmp_path / "x.safetensors", layout=TINY_SDXL, dtype=torch.float32
+    )
+    create.run(CreateConfig(name="m", source=str(source)), stage_context(workspace))
+    generator = torch.Generator().manual_seed(9)
+    width = TINY_SDXL.open_clip_width
+    turned, part = (torch.randn((width, width), generator=generator) for _ in range(2))
+    layer = "text_model.encoder.layers.1.self_attn.k_proj.weight"
+    trained = {"text_encoder_2": {"text_projection.weight": turned, layer: part}}
+    path = tmp_path / "out.safetensors"
+    save_checkpoint(workspace.model("m"), path, trained, dtype)
+    saved, before = load_file(path), load_file(source)
+    number = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    prefix = "conditioner.embedders.1.model."
+    joined = f"{prefix}transformer.resblocks.1.attn.in_proj_weight"
+    query, _, value = before[joined].chunk(3)
+    assert torch.equal(saved[joined], torch.cat([query, part, value]).to(number))
+    # The host multiplies x @ P, transformers' linear layer x @ W.T (sgm, encoders/modules.py).
+    assert torch.equal(saved[f"{prefix}text_projection"], turned.t().to(number))
+    changed = {joined, f"{prefix}text_projection"}
+    for key in before.keys() - changed - tiny_extras().keys():
+        expected = before[key] if "logit_scale" in key else before[key].to(number)
+        assert torch.equal(saved[key], expected), key

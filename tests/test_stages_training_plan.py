@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.config.serialize import from_dict
 from dreambooth_core.errors import InputError
+from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.stages.saved_states import Progress
 from dreambooth_core.stages.training_plan import (
     TrainingPlan,
@@ -153,21 +153,31 @@ def test_checkpoints_are_planned_at_the_intervals_and_the_end() -> None:
     assert planned_checkpoints(config, plan_of(config, start=start)) == [12]
 
 
-def test_a_checkpoints_name_has_the_step(tmp_path: Path) -> None:
-    assert checkpoint_file(make_config(), tmp_path, 40) == tmp_path / "tiny_40.safetensors"
+def test_a_checkpoints_name_has_the_step(workspace: Workspace) -> None:
+    folder = workspace.checkpoints_dir
+    assert checkpoint_file(make_config(), workspace, 40) == folder / "tiny_40.safetensors"
     config = make_config(saving={"name": "my dog", "subfolder": "dogs"})
-    assert checkpoint_file(config, tmp_path, 8) == tmp_path / "dogs" / "my dog_8.safetensors"
+    assert checkpoint_file(config, workspace, 8) == folder / "dogs" / "my dog_8.safetensors"
 
 
-def test_the_plan_in_words(tmp_path: Path) -> None:
+def test_a_lora_goes_to_its_own_folder(workspace: Workspace) -> None:
+    config = make_config(lora={"enabled": True, "rank": 4}, saving={"save_at_end": False})
+    path = workspace.root / "models" / "Lora" / "tiny_40.safetensors"
+    assert checkpoint_file(config, workspace, 40) == path
+    lines = plan_lines(config, plan_of(config), workspace)
+    assert lines[-2].startswith("Trains a LoRA of rank 4 for the UNet and the text encoder")
+    assert lines[-1] == "Writes no LoRA, only the state to resume from."
+
+
+def test_the_plan_in_words(workspace: Workspace) -> None:
     config = make_config(
         intervals={"epochs": 10, "max_steps": 24},
         batch={"batch_size": 1, "gradient_accumulation_steps": 2},
         text_encoder={"train_ratio": 0.5},
         saving={"save_every_steps": 6},
     )
-    (tmp_path / "tiny_12.safetensors").touch()
-    lines = plan_lines(config, plan_of(config, start=Progress(2, 0, 2)), tmp_path)
+    (workspace.checkpoints_dir / "tiny_12.safetensors").touch()
+    lines = plan_lines(config, plan_of(config, start=Progress(2, 0, 2)), workspace)
     assert lines == [
         "6 instance images and 4 class images; class images that are missing are made first.",
         (
@@ -178,12 +188,12 @@ def test_the_plan_in_words(tmp_path: Path) -> None:
         "Trains the UNet and the text encoder (up to step 12).",
         (
             "Writes tiny_6.safetensors, tiny_12-2.safetensors, tiny_18.safetensors and 1 more into"
-            f" {tmp_path}."
+            f" {workspace.checkpoints_dir}."
         ),
     ]
 
 
-def test_the_shortest_plan_in_words(tmp_path: Path) -> None:
+def test_the_shortest_plan_in_words(workspace: Workspace) -> None:
     config = make_config(
         intervals={"epochs": 2},
         batch={"batch_size": 2},
@@ -192,7 +202,7 @@ def test_the_shortest_plan_in_words(tmp_path: Path) -> None:
         saving={"save_at_end": False},
     )
     plan = make_plan(config, instance_images=6, class_images=0, steps_per_epoch=3, start=Progress())
-    assert plan_lines(config, plan, tmp_path) == [
+    assert plan_lines(config, plan, workspace) == [
         "6 instance images, no class images.",
         "6 images in batches of 2 make 3 steps an epoch; 2 epochs make 6 steps.",
         "Trains the text encoder.",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from dreambooth_core.config.schema import TrainConfig
@@ -21,6 +22,7 @@ from dreambooth_core.stages.training_setup import (
     optimizer_memory,
     prepare_ema,
     prepare_networks,
+    prepare_optimizer,
     restore_optimizer,
     step_batches,
     trained_parts,
@@ -125,14 +127,24 @@ class Network(nn.Linear):
 
 
 class Model:
-    """The three networks of a model."""
+    """The networks of a model."""
 
-    def __init__(self) -> None:
+    def __init__(self, *more: str, paints_in: bool = False) -> None:
         self.unet, self.vae, self.text_encoder = Network(1, 1), Network(1, 1), Network(1, 1)
+        self.more = {name: Network(1, 1) for name in more}
+        self.paints_in = paints_in
 
     def modules(self) -> dict[str, nn.Module]:
         """The networks by name."""
-        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        return {"unet": self.unet, "vae": self.vae, **self.text_encoders()}
+
+    def text_encoders(self) -> dict[str, nn.Module]:
+        """The text encoders by name."""
+        return {"text_encoder": self.text_encoder, **self.more}
+
+    def paints_into_pictures(self) -> bool:
+        """Whether it is an inpainting model."""
+        return self.paints_in
 
 
 def plan_of(config: TrainConfig, start: Progress | None = None) -> Any:
@@ -168,6 +180,33 @@ def test_only_what_learns_gets_gradients(
     assert learning <= set(parts)
     assert model.unet.checkpointing  # gradients of the text encoder pass through it too
     assert model.text_encoder.checkpointing == ("text_encoder" in learning)
+
+
+def test_all_text_encoders_learn_in_groups_of_their_own() -> None:
+    config = make_config(
+        text_encoder={"train_ratio": 0.5},
+        intervals={"epochs": 10},
+        learning_rate={"unet": 0.5, "text_encoder": 0.25},
+        optimizer={"name": "adamw", "weight_decay": 0.1, "text_encoder_weight_decay": 0.2},
+    )
+    model: Any = Model("text_encoder_2")
+    plan = plan_of(config)
+    parts = prepare_networks(config, model, plan, None, torch.device("cpu"))
+    assert list(parts) == ["unet", "text_encoder", "text_encoder_2"]
+    assert all(network.checkpointing for network in parts.values())  # type: ignore[union-attr]
+    optimizer = prepare_optimizer(config, Accelerator(cpu=True), parts, None)
+    groups = {g["name"]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
+    text = (0.25, 0.2)
+    assert groups == {"unet": (0.5, 0.1), "text_encoder": text, "text_encoder_2": text}
+
+
+@pytest.mark.parametrize("paints_in", [False, True])
+def test_the_vae_stays_at_hand_for_inpainting_models_alone(paints_in: bool) -> None:
+    config, model = make_config(), Model(paints_in=paints_in)
+    plan: Any = plan_of(config)
+    prepare_networks(config, model, plan, None, torch.device("meta"))  # type: ignore[arg-type]
+    assert model.unet.weight.device.type == "meta"
+    assert model.vae.weight.device.type == ("meta" if paints_in else "cpu")
 
 
 def test_what_was_trained_before_stays_a_part() -> None:

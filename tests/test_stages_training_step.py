@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from dreambooth_core.config.schema import LossSection
 from dreambooth_core.data.loading import Batch
+from dreambooth_core.data.masks import random_masks
 from dreambooth_core.diffusion.noise import stream
 from dreambooth_core.errors import NonFiniteError
 from dreambooth_core.families import FAMILIES
@@ -37,11 +39,29 @@ class OneWeight(nn.Module):
         return self.weight * noisy_latents
 
 
+class Told:
+    """A conditioning that keeps what it is given."""
+
+    def __init__(self, prompts: list[str]) -> None:
+        self.prompts = prompts
+        self.sizes: Tensor | None = None
+        self.canvas: Tensor | None = None
+
+    def beside(self, sizes: Tensor, canvas: Tensor | None) -> Told:
+        """Keep these too."""
+        self.sizes, self.canvas = sizes, canvas
+        return self
+
+
 class FakeFamily:
     """A family whose prediction is that of `OneWeight`; it keeps what it was given."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[Tensor, Tensor, Any]] = []
+
+    def canvas(self, components: Any, pixels: Tensor, masks: Tensor) -> Tensor:
+        """Return what was given."""
+        return torch.cat([pixels, masks], dim=1)
 
     def predict(self, components: Any, noisy: Tensor, timesteps: Tensor, told: Any) -> Tensor:
         """Return the network's output."""
@@ -67,13 +87,14 @@ def make_batch(
     generator = torch.Generator().manual_seed(seed)
     mean = torch.randn(count, *SHAPE, generator=generator)
     weights = torch.tensor([prior if flag else 1.0 for flag in flags])
-    return Batch(mean, torch.zeros_like(mean), ["a"] * count, weights, torch.tensor(flags))
+    sizes = torch.arange(6.0).expand(count, 6)
+    return Batch(mean, torch.zeros_like(mean), ["a"] * count, weights, torch.tensor(flags), sizes)
 
 
 def make_objective(weight: float = 0.0, kind: str = "epsilon", **loss: Any) -> Objective:
     """An objective over the one-weight network."""
     components: Any = SimpleNamespace(family="fake", unet=OneWeight(weight), prediction_type=kind)
-    encode: Any = list
+    encode: Any = Told
     settings = LossSection(**loss)
     return Objective(components, encode, ALPHAS_CUMPROD, settings, torch.device("cpu"))
 
@@ -144,17 +165,13 @@ def test_the_target_follows_the_prediction_type() -> None:
 
 def test_latents_are_drawn_from_their_spread(family: FakeFamily) -> None:
     batch = make_batch(2)
-    spread = Batch(batch.latents_mean, torch.ones_like(batch.latents_mean), *_rest(batch))
+    spread = replace(batch, latents_deviation=torch.ones_like(batch.latents_mean))
     make_step(make_objective(), [spread])
     noise, timesteps = drawn(2)
     alpha = ALPHAS_CUMPROD[timesteps].reshape(-1, 1, 1, 1)
     draw = torch.randn(2, *SHAPE, generator=stream(SEED, "latents", 0))
     expected = alpha.sqrt() * (batch.latents_mean + draw) + (1 - alpha).sqrt() * noise
     assert torch.allclose(family.seen[0][0], expected, atol=1e-6)
-
-
-def _rest(batch: Batch) -> tuple[list[str], Tensor, Tensor]:
-    return batch.prompts, batch.weights, batch.is_class
 
 
 @pytest.mark.parametrize("prior", [1.0, 0.75, 0.1])
@@ -188,6 +205,7 @@ def _slice(batch: Batch, part: slice) -> Batch:
         batch.prompts[part],
         batch.weights[part],
         batch.is_class[part],
+        batch.sizes[part],
     )
 
 
@@ -232,13 +250,31 @@ def test_random_numbers_belong_to_the_step_and_not_to_what_ran_before() -> None:
 
 def test_prompts_reach_the_network(family: FakeFamily) -> None:
     batch = make_batch(2)
-    make_step(make_objective(), [Batch(*_tensors(batch), ["x", "y"], *_rest(batch)[1:])])
-    assert family.seen[0][2] == ["x", "y"]
+    make_step(make_objective(), [replace(batch, prompts=["x", "y"])])
+    told = family.seen[0][2]
+    assert told.prompts == ["x", "y"]
+    assert torch.equal(told.sizes, batch.sizes)
+    assert told.canvas is None
     assert torch.equal(family.seen[0][1], drawn(2)[1])
 
 
-def _tensors(batch: Batch) -> tuple[Tensor, Tensor]:
-    return batch.latents_mean, batch.latents_deviation
+def test_an_inpainting_network_sees_masked_pictures_with_masks_of_the_step(
+    family: FakeFamily,
+) -> None:
+    pixels = torch.rand(2, 3, 64, 64)
+    for step in (0, 0, 1):
+        make_step(make_objective(), [replace(make_batch(2), pixels=pixels)], step=step)
+    seen = [told.canvas for _, _, told in family.seen]
+    masks = random_masks(2, 64, 64, stream(SEED, "masks", 0))
+    assert torch.equal(seen[0], torch.cat([pixels, masks], dim=1))
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_masks_are_drawn_from_a_stream_of_their_own(family: FakeFamily) -> None:
+    plain = make_step(make_objective(), [make_batch(2)])
+    masked = make_step(make_objective(), [replace(make_batch(2), pixels=torch.rand(2, 3, 8, 8))])
+    assert masked == plain
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

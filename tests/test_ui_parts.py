@@ -98,6 +98,8 @@ def test_what_is_no_checkpoint_is_said_before_anything_starts(
     assert "not a readable" in describe_source(workspace, str(tmp_path / "a.safetensors"))
     assert "no checkpoint file" in describe_source(workspace, "missing.safetensors")
     assert "Choose a checkpoint" in describe_source(workspace, "  ")
+    (tmp_path / "model_index.json").write_text("{}")
+    assert "diffusers layout" in describe_source(workspace, str(tmp_path))
 
 
 def test_the_class_image_plan_is_told_in_numbers() -> None:

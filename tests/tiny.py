@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from dreambooth_core.checkpoint.header import Header, TensorInfo
-from tests.original_layout import SCHEDULE_BUFFERS, TINY, Layout, checkpoint_shapes, side_yaml
+from tests.original_layout import (
+    SCHEDULE_BUFFERS,
+    TINY,
+    TINY_SD2,
+    TINY_SDXL,
+    Layout,
+    checkpoint_shapes,
+    side_yaml,
+)
 
 if TYPE_CHECKING:
     from dreambooth_core.job.context import RunContext
@@ -26,15 +35,17 @@ Dtypes = torch.dtype | Mapping[str, torch.dtype]
 
 def _is_norm(key: str) -> bool:
     parts = key.split(".")
-    return "norm" in key or (parts[-2] == "0" and parts[-3] in ("in_layers", "out_layers", "out"))
+    if "norm" in key or (len(parts) > 1 and parts[-2] in ("ln_1", "ln_2", "ln_final")):
+        return True
+    return parts[-2:-1] == ["0"] and parts[-3] in ("in_layers", "out_layers", "out")
 
 
 def random_weight(key: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """A value that keeps activations near unit size: norms near 1, weights scaled by fan-in."""
     noise = torch.randn(shape, generator=generator)
-    if key.endswith(".bias"):
+    if key.endswith(("bias", "logit_scale")):
         # A final norm with bias 0 gives encoder states of mean 0, which the WebUI divides by.
-        return 0.02 * noise + (0.1 if "final_layer_norm" in key else 0.0)
+        return 0.02 * noise + (0.1 if "final_layer_norm" in key or "ln_final" in key else 0.0)
     if _is_norm(key):
         return 1 + 0.02 * noise
     if "embedding" in key:
@@ -85,19 +96,25 @@ def write_tiny_checkpoint(
     ema: bool = False,
     layout: Layout = TINY,
     side: bool = True,
+    parameterization: str = "eps",
+    marks: Sequence[str] = (),
 ) -> Path:
-    """Write a random SD1-layout single file with its side yaml; 64x64 pictures at the defaults."""
+    """Write a random single file with its side yaml; 64x64 pictures at the defaults.
+
+    `marks` are empty tensors by which a file says what it is, such as "v_pred".
+    """
     weights = tiny_weights(layout, seed)
     tensors = {key: value.to(_dtype_of(key, dtype)) for key, value in weights.items()}
     if ema:
         tensors |= ema_of(weights)
     if extras:
         tensors |= tiny_extras(seed)
+    tensors |= {mark: torch.tensor([]) for mark in marks}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
     if side:
-        path.with_suffix(".yaml").write_text(side_yaml(layout), encoding="utf-8")
+        path.with_suffix(".yaml").write_text(side_yaml(layout, parameterization), encoding="utf-8")
     return path
 
 
@@ -126,13 +143,59 @@ def stage_context(workspace: Workspace, events: list[Event] | None = None) -> Ru
     )
 
 
-def tiny_model(workspace: Workspace, name: str = "tiny", *, seed: int = 0) -> ModelFolder:
+def tiny_model(
+    workspace: Workspace,
+    name: str = "tiny",
+    *,
+    seed: int = 0,
+    variant: Variant | None = None,
+) -> ModelFolder:
     """A model created by the product from a tiny checkpoint in the checkpoints folder."""
     from dreambooth_core.config.schema import CreateConfig
     from dreambooth_core.stages import create
 
     source = workspace.checkpoints_dir / f"{name}-source.safetensors"
     if not source.exists():
-        write_tiny_checkpoint(source, seed=seed)
+        write_variant(source, variant or Variant(TINY), seed=seed)
     create.run(CreateConfig(name=name, source=str(source)), stage_context(workspace))
     return workspace.model(name)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kind of checkpoint that can be trained: its layout and how it tells what it predicts."""
+
+    layout: Layout
+    parameterization: str = "eps"
+    marks: tuple[str, ...] = ()
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet also takes a mask and a masked picture."""
+        return self.layout.in_channels == 9
+
+
+VARIANTS = {
+    "sd2": Variant(TINY_SD2),
+    "sd2-v": Variant(TINY_SD2, "v"),
+    "sdxl": Variant(TINY_SDXL),
+    "sdxl-v": Variant(TINY_SDXL, "v", ("v_pred", "ztsnr")),
+    "sd1-inpainting": Variant(replace(TINY, in_channels=9)),
+    "sd2-inpainting": Variant(replace(TINY_SD2, in_channels=9)),
+    "sdxl-inpainting": Variant(replace(TINY_SDXL, in_channels=9)),
+}
+"""All kinds but the plain Stable Diffusion 1 that the other tests use."""
+
+
+def write_variant(
+    path: Path, variant: Variant, dtype: Dtypes = torch.float16, *, seed: int = 0
+) -> Path:
+    """Write a random checkpoint of a kind, with its side yaml."""
+    return write_tiny_checkpoint(
+        path,
+        dtype=dtype,
+        seed=seed,
+        layout=variant.layout,
+        parameterization=variant.parameterization,
+        marks=variant.marks,
+    )

@@ -13,6 +13,8 @@ from dreambooth_core.job.storage import atomic_write_bytes, atomic_write_json
 MERGES_FILE = Path(__file__).parent / "assets" / "clip_merges.txt.gz"
 START_TOKEN = "<|startoftext|>"
 END_TOKEN = "<|endoftext|>"
+ZERO_TOKEN = "!"
+"""Token number 0, with which OpenCLIP fills prompts up."""
 WORD_END = "</w>"
 MAX_TOKENS = 77
 
@@ -42,14 +44,14 @@ def vocabulary() -> dict[str, int]:
     return {token: i for i, token in enumerate([*tokens, START_TOKEN, END_TOKEN])}
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, pad_token: str = END_TOKEN) -> None:
     """Write the four files that `CLIPTokenizer.from_pretrained` reads."""
     vocabulary_json = json.dumps(vocabulary(), ensure_ascii=False).encode("utf-8")
     atomic_write_bytes(folder / "vocab.json", vocabulary_json)
     lines = ["#version: 0.2", *merges(), ""]
     atomic_write_bytes(folder / "merges.txt", "\n".join(lines).encode("utf-8"))
     special = {"bos_token": START_TOKEN, "eos_token": END_TOKEN, "unk_token": END_TOKEN}
-    special["pad_token"] = END_TOKEN
+    special["pad_token"] = pad_token
     atomic_write_json(folder / "special_tokens_map.json", special)
     config: dict[str, Any] = {**special, "tokenizer_class": "CLIPTokenizer"}
     config |= {"model_max_length": MAX_TOKENS, "do_lower_case": True, "errors": "replace"}

@@ -1,4 +1,4 @@
-"""Tensors of `.safetensors` files, read one at a time and written as a stream.
+"""Tensors of checkpoint files, read one at a time, and written to `.safetensors` as a stream.
 
 No file is ever mapped into memory or read whole: what passes through is chunks of CHUNK_BYTES, so
 a 4 GB checkpoint needs a few tens of megabytes, and Windows can replace a file that was read.
@@ -28,7 +28,6 @@ from dreambooth_core.checkpoint.stream import (
     Digest,
     EarlySync,
     bytes_of,
-    new_memory,
 )
 from dreambooth_core.errors import CheckpointError, NonFiniteError
 from dreambooth_core.job.storage import atomic_file
@@ -94,16 +93,17 @@ class CheckpointReader:
         A chunk stays as it is until the one after the next is read, from this tensor or another.
         """
         info = self._info(key)
-        for offset in range(info.start, info.end, CHUNK_BYTES):
-            chunk = self._buffers.take(min(CHUNK_BYTES, info.end - offset))
-            self._fill(chunk, offset, key)
-            yield chunk
+        if info.strides:
+            yield bytes_of(self.read(key))
+        else:
+            yield from self.pieces(info.start, info.end, key)
 
-    def header_bytes(self) -> memoryview:
-        """Return everything before the first tensor, as it stands in the file."""
-        raw = new_memory(self.header.data_start)
-        self._fill(raw, -self.header.data_start, "its header")
-        return raw
+    def pieces(self, start: int, end: int, what: str) -> Iterator[memoryview]:
+        """Yield the bytes [start, end) counted from the tensors' beginning, as `chunks` does."""
+        for offset in range(start, end, CHUNK_BYTES):
+            chunk = self._buffers.take(min(CHUNK_BYTES, end - offset))
+            self._fill(chunk, offset, what)
+            yield chunk
 
     def read_bytes(self, key: str) -> bytes:
         """Return the bytes of a tensor."""
@@ -120,6 +120,8 @@ class CheckpointReader:
             )
         tensor = torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype])
         self._fill(bytes_of(tensor), info.start, key)
+        if info.strides:
+            return tensor.as_strided(info.shape, info.strides).contiguous()
         return tensor
 
     def _info(self, key: str) -> TensorInfo:
@@ -300,6 +302,13 @@ def cast_chunks(
         cast = buffers.take(len(numbers) * DTYPE_BYTES[target])
         torch.frombuffer(cast, dtype=TORCH_DTYPES[target]).copy_(numbers)
         yield cast
+
+
+def tensor_of(chunks: Iterable[Buffer], dtype: str, shape: Sequence[int]) -> Tensor:
+    """Return a tensor in its own memory out of its bytes; `dtype` is the format's name."""
+    raw = bytearray().join(chunks)
+    numbers = torch.frombuffer(raw, dtype=TORCH_DTYPES[dtype]) if raw else torch.empty(0)
+    return numbers.to(TORCH_DTYPES[dtype]).reshape(tuple(shape))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -10,19 +10,33 @@ from dreambooth_core.errors import UnsupportedFamilyError
 
 UNET = "model.diffusion_model."
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
+CONTEXT = f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+LABEL = f"{UNET}label_emb.0.0.weight"
 VAE = "first_stage_model."
+VAE_IN = f"{VAE}decoder.conv_in.weight"
 TEXT = "cond_stage_model."
 CLIP_PREFIXES = ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.")
 """Where checkpoints keep CLIP-L; some old files leave out `text_model`."""
-SD1_KEYS = (
-    CONV_IN,
-    f"{UNET}middle_block.1.transformer_blocks.0.attn2.to_k.weight",
-    f"{VAE}decoder.conv_in.weight",
-)
 EMA_KEY = "model_ema.diffusion_modelinput_blocks00weight"
 """A moving average of the UNet, as the original training code keeps it."""
-TRAINABLE = {"sd1": "Stable Diffusion 1"}
+TRAINABLE = {
+    "sd1": "Stable Diffusion 1",
+    "sd2": "Stable Diffusion 2",
+    "sdxl": "Stable Diffusion XL",
+}
 """The label of each family that can be trained."""
+
+CLIP_TABLE = "embeddings.token_embedding.weight"
+OPEN_CLIP_TABLE = "token_embedding.weight"
+TEXT_TABLES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "sd1": (tuple(prefix + CLIP_TABLE for prefix in CLIP_PREFIXES),),
+    "sd2": ((f"cond_stage_model.model.{OPEN_CLIP_TABLE}",),),
+    "sdxl": (
+        (f"conditioner.embedders.0.transformer.text_model.{CLIP_TABLE}",),
+        (f"conditioner.embedders.1.model.{OPEN_CLIP_TABLE}",),
+    ),
+}
+"""By family the token table of each text encoder, under any of the names given."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class Kind:
     remedy: str
 
 
-LATER = "Only Stable Diffusion 1 can be trained so far; this family comes in a later version."
+OTHER = "Only Stable Diffusion 1, 2 and XL can be trained: give a checkpoint of one of these."
 FULL = "Give a full checkpoint, such as the one that it was made for."
 
 
@@ -71,23 +85,14 @@ KINDS = (
     Kind("a LoRA", _part(*LORA_PARTS), FULL),
     Kind("a textual inversion embedding", _prefix("emb_params", "string_to_param"), FULL),
     Kind("a ControlNet", _prefix("control_model.", "controlnet_", "input_hint_block."), FULL),
-    Kind("a Stable Diffusion 3 checkpoint", _part("joint_blocks."), LATER),
-    Kind("a FLUX checkpoint", _part("double_blocks.", "single_transformer_blocks."), LATER),
-    Kind(
-        "a Stable Diffusion XL checkpoint",
-        _prefix("conditioner.embedders.1.model.ln_final."),
-        LATER,
-    ),
+    Kind("a Stable Diffusion 3 checkpoint", _part("joint_blocks."), OTHER),
+    Kind("a FLUX checkpoint", _part("double_blocks.", "single_transformer_blocks."), OTHER),
     Kind(
         "a Stable Diffusion XL refiner",
         _prefix("conditioner.embedders.0.model.ln_final."),
         "The refiner cannot be trained: give a base checkpoint.",
     ),
-    Kind(
-        "an inpainting checkpoint",
-        _input_channels(9),
-        "Give the checkpoint that it was made from; inpainting ones cannot be trained yet.",
-    ),
+    Kind("a Playground 2.5 checkpoint", _prefix("edm_mean", "edm_std"), OTHER),
     Kind(
         "an InstructPix2Pix checkpoint",
         _input_channels(8),
@@ -98,18 +103,23 @@ KINDS = (
         _input_channels(5),
         "Give the checkpoint that it was made from; this kind cannot be trained.",
     ),
-    Kind("a Stable Diffusion 2 checkpoint", _prefix("cond_stage_model.model."), LATER),
+    Kind(
+        "an unCLIP checkpoint",
+        _prefix("noise_augmentor.", "embedder.model.visual."),
+        "Give the checkpoint that it was made from; this kind cannot be trained.",
+    ),
     Kind(
         "one component in the diffusers layout",
         _prefix("down_blocks.", "text_model.", "encoder.down_blocks.", "unet."),
         "Give a single file in the original layout, which the WebUI loads.",
     ),
-    Kind("a checkpoint without a VAE", _lacks(VAE), "Give one that holds all of its parts."),
+    Kind("a checkpoint without a VAE", _lacks(VAE), "Choose a VAE file for it, in the field vae."),
     Kind(
         "a checkpoint without a text encoder",
         _lacks(TEXT, "conditioner."),
         "Give one that holds all of its parts.",
     ),
+    Kind("a Stable Diffusion checkpoint of an unusual form", _lacks(), OTHER),
     Kind("a VAE", _prefix(VAE, "decoder.conv_in.", "encoder.conv_in."), FULL),
 )
 """Looked at in this order; the first that fits names the file."""
@@ -127,22 +137,47 @@ def unsupported(header: Header) -> UnsupportedFamilyError:
     )
 
 
-def is_stable_diffusion_1(header: Header) -> bool:
-    """Return whether UNet, VAE and CLIP-L are there and the UNet takes plain latents."""
-    tables = (f"{prefix}embeddings.token_embedding.weight" for prefix in CLIP_PREFIXES)
-    table = next((key for key in tables if key in header.tensors), None)
-    if table is None or not all(key in header.tensors for key in SD1_KEYS):
-        return False
-    conv_in, cross_attention, vae_in = (header.tensors[key].shape for key in SD1_KEYS)
-    width = header.tensors[table].shape[-1]
-    return conv_in[1] == vae_in[1] and cross_attention[-1] == width
+def trainable_family_or_none(header: Header) -> str | None:
+    """Return the name of the family whose parts the file has, all fitting each other, or None.
+
+    The UNet takes the VAE's latents, with or without a mask and a masked picture's latents beside
+    them, and what it is told is as wide as what the text encoders say.
+    """
+    tensors = header.tensors
+    if any(key not in tensors for key in (CONV_IN, CONTEXT, VAE_IN)) or _is_odd(header):
+        return None
+    latents, context = tensors[VAE_IN].shape[1], tensors[CONTEXT].shape[-1]
+    if tensors[CONV_IN].shape[1] not in (latents, 2 * latents + 1):
+        return None
+    families = (name for name in TRAINABLE if _text_width(header, name) == context)
+    return next((name for name in families if (LABEL in tensors) == (name == "sdxl")), None)
+
+
+def _is_odd(header: Header) -> bool:
+    return any(key.startswith(("edm_mean", "edm_std")) for key in header.tensors)
+
+
+def _text_width(header: Header, family: str) -> int | None:
+    """Return how wide the states of a family's text encoders are together; None if one lacks."""
+    found = [[name for name in names if name in header.tensors] for names in TEXT_TABLES[family]]
+    if not all(found):
+        return None
+    return sum(header.tensors[names[0]].shape[-1] for names in found)
 
 
 def trainable_family(header: Header) -> str:
     """Return the name of the family of a file; raises UnsupportedFamilyError saying what it is."""
-    if is_stable_diffusion_1(header):
-        return "sd1"
-    raise unsupported(header)
+    family = trainable_family_or_none(header)
+    if family is None:
+        raise unsupported(header)
+    return family
+
+
+def family_label(header: Header) -> str:
+    """Return what a file that can be trained is called; raises UnsupportedFamilyError otherwise."""
+    label = TRAINABLE[trainable_family(header)]
+    latents = header.tensors[VAE_IN].shape[1]
+    return label if header.tensors[CONV_IN].shape[1] == latents else f"{label}, inpainting"
 
 
 def has_ema_weights(header: Header) -> bool:

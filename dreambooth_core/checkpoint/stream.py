@@ -26,19 +26,20 @@ class Digest:
 
     def update(self, chunk: Buffer) -> None:
         """Add bytes, which must not change; at most one chunk is under way at a time."""
-        self._wait()
+        self.wait()
         self._pending = self._thread.submit(self._sha256.update, chunk)
 
     def hexdigest(self) -> str:
         """Return the digest of all bytes so far."""
-        self._wait()
+        self.wait()
         return self._sha256.hexdigest()
 
     def close(self) -> None:
         """End the thread."""
         self._thread.shutdown(wait=True)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait until the bytes given so far are added, and may change."""
         if self._pending is not None:
             self._pending.result()
             self._pending = None

@@ -22,7 +22,7 @@ from dreambooth_core.errors import ConfigError, Problem
 
 CONCEPT_PREFIX = "concept."
 COMMON_FLAGS = ("help", "config", "set", "json", "root")
-LONG_ONLY = ("ema", "learning_rate", "previews", "unet")
+LONG_ONLY = ("ema", "learning_rate", "lora", "previews", "unet")
 """Sections whose settings say too little without the section's name, such as `unet.train`."""
 
 
@@ -136,6 +136,7 @@ def _reader(flag: Flag) -> Callable[[str], Any]:
 
 def _metavar(spec: FieldSpec) -> str:
     words = {"folder": "FOLDER", "new_folder": "FOLDER", "checkpoint": "FILE", "model": "NAME"}
+    words["lora"] = "FILE"
     by_type = {int: "N", float: "X", str: "TEXT"}
     return words.get(spec.control.kind) or by_type[spec.type]
 

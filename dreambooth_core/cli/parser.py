@@ -38,6 +38,9 @@ JOB_HELP = {
     "sample": "make pictures with a model",
     "save": "write a checkpoint from a training state",
     "compare": "draw the same pictures with several checkpoints, side by side",
+    "extract-lora": "make a LoRA of the difference between two checkpoints",
+    "bake-lora": "write a checkpoint with a LoRA put into it",
+    "merge": "write a checkpoint made of two or three others",
 }
 
 EXAMPLES = {
@@ -54,6 +57,14 @@ EXAMPLES = {
     "sample": 'sample --model ada --prompts "zwx dog on a beach" "zwx dog in snow" --count 4',
     "save": "save --model ada --dtype fp16",
     "compare": 'compare --model ada --prompts "zwx dog on a beach" "photo of a dog"',
+    "extract-lora": (
+        "extract-lora --name ada --base sd-v1-5.safetensors --trained ada_400.safetensors --rank 64"
+    ),
+    "bake-lora": "bake-lora --name both --checkpoint sd-v1-5.safetensors --lora ada --strength 0.8",
+    "merge": (
+        "merge --name ada-anime --method add_difference --primary anime.safetensors"
+        " --secondary ada_400.safetensors --tertiary sd-v1-5.safetensors"
+    ),
     "models": "models --root path/to/webui",
     "watch": "watch 20260401-120000-train",
     "stop": "stop 20260401-120000-train --after-epoch",

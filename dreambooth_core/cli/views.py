@@ -20,6 +20,7 @@ from dreambooth_core.job.events import (
     JobFinished,
     JobStarted,
     JobStopped,
+    LoraSaved,
     Notice,
     PhaseProgress,
     PhaseStarted,
@@ -203,6 +204,7 @@ _TELLERS: dict[type[Event], Callable[[Any], list[str]]] = {
     CheckpointSaved: lambda e: [
         f"  checkpoint (step {e.step}, {count_of(e.size, 0, 'bytes')}): {e.path}"
     ],
+    LoraSaved: lambda e: [f"  LoRA (step {e.step}, {count_of(e.size, 0, 'bytes')}): {e.path}"],
     StateSaved: lambda e: [f"  training state (step {e.step}): {e.path}"],
     Notice: lambda e: [f"{'warning' if e.level == 'warning' else 'note'}: {e.message}"],
     JobFinished: lambda e: ["Done.", *summary_lines(e.summary)],

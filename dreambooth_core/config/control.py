@@ -33,8 +33,9 @@ class Control:
     choices: tuple[str, ...] = ()
     advanced: bool = False
     kind: str = ""
-    """What the value means: "folder", "new_folder", "checkpoint", "model", "new_model", "run",
-    "file_name", "prompt" or "device"; "section" for a group of settings; "" for anything else."""
+    """What the value means: "folder", "new_folder", "checkpoint", "lora", "model", "new_model",
+    "run", "file_name", "prompt" or "device"; "section" for a group of settings; "" for anything
+    else."""
 
 
 @dataclasses.dataclass(frozen=True)

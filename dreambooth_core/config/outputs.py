@@ -65,6 +65,13 @@ class SavingSection:
         "Writes the running average instead of the weights of the last step. Without EMA "
         "switched on there is only the latter.",
     )
+    ema_keys: bool = control(
+        False,
+        "Write EMA weights beside the others",
+        "Adds the running average under the names that the original training code gives it. The "
+        "file grows by the UNet's size; the WebUI does not read them.",
+        advanced=True,
+    )
     keep_states: int = control(
         2,
         "Training states to keep",

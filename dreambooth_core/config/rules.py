@@ -15,6 +15,7 @@ from dreambooth_core.config.schema import (
     TrainConfig,
 )
 from dreambooth_core.errors import InputError, Problem
+from dreambooth_core.job.checkpoint_files import find_vae, is_pipeline_folder
 from dreambooth_core.job.workspace import Workspace
 
 SMALLEST_PICTURE = 32
@@ -33,7 +34,19 @@ def check_create(config: CreateConfig, workspace: Workspace | None) -> list[Prob
                 f"Choose another name, or delete {workspace.model(config.name).path}.",
             )
         )
+    problems += _check_vae(config.vae, workspace)
+    if is_pipeline_folder(Path(config.source).expanduser()):
+        return problems
     return problems + _check_checkpoints("source", [config.source], workspace)
+
+
+def _check_vae(name: str, workspace: Workspace) -> list[Problem]:
+    try:
+        if name.strip():
+            read_header(find_vae(name, workspace))
+    except InputError as error:
+        return [Problem("vae", error.message, error.remedy)]
+    return []
 
 
 def check_training(config: TrainConfig, workspace: Workspace | None) -> list[Problem]:
@@ -53,7 +66,8 @@ def check_training(config: TrainConfig, workspace: Workspace | None) -> list[Pro
                 "Train it without resume.",
             )
         )
-    return problems + _check_learning(config) + _check_outputs(config)
+    problems += _check_learning(config) + _check_lora(config)
+    return problems + _check_outputs(config)
 
 
 def check_sample(config: SampleConfig, workspace: Workspace | None) -> list[Problem]:
@@ -176,15 +190,7 @@ def _check_learning(config: TrainConfig) -> list[Problem]:
             )
         )
     rates = config.learning_rate
-    rate_checks = (
-        ("learning_rate.unet", config.unet.train, rates.unet, "switch off unet.train"),
-        ("learning_rate.text_encoder", ratio > 0, rates.text_encoder, "set train_ratio to 0"),
-    )
-    problems += [
-        Problem(path, "is 0, so that part would not learn.", f"Raise it, or {otherwise}.")
-        for path, trained, rate, otherwise in rate_checks
-        if trained and rate == 0
-    ]
+    problems += _check_rates(config)
     if rates.schedule == "constant" and rates.warmup_steps:
         problems.append(
             Problem(
@@ -200,8 +206,52 @@ def _check_learning(config: TrainConfig) -> list[Problem]:
     return problems
 
 
+def _check_rates(config: TrainConfig) -> list[Problem]:
+    unet, text_encoder = "learning_rate.unet", "learning_rate.text_encoder"
+    rates = (config.learning_rate.unet, config.learning_rate.text_encoder)
+    if config.lora.enabled:
+        unet, text_encoder = "lora.unet_learning_rate", "lora.text_encoder_learning_rate"
+        rates = (config.lora.unet_learning_rate, config.lora.text_encoder_learning_rate)
+    checks = (
+        (unet, config.unet.train, rates[0], "switch off unet.train"),
+        (text_encoder, config.text_encoder.train_ratio > 0, rates[1], "set train_ratio to 0"),
+    )
+    return [
+        Problem(path, "is 0, so that part would not learn.", f"Raise it, or {otherwise}.")
+        for path, trained, rate, otherwise in checks
+        if trained and rate == 0
+    ]
+
+
+def _check_lora(config: TrainConfig) -> list[Problem]:
+    lora, problems = config.lora, []
+    if not lora.enabled:
+        return []
+    if config.saving.dtype == "source":
+        problems.append(
+            Problem(
+                "saving.dtype",
+                "is source, but a LoRA has no source whose number format it could keep.",
+                "Choose fp16, bf16 or fp32.",
+            )
+        )
+    if lora.conv_rank and not config.unet.train:
+        problems.append(
+            Problem(
+                "lora.conv_rank",
+                "is set, but only the UNet has convolutions and unet.train is off.",
+                "Set it to 0, or switch on unet.train.",
+            )
+        )
+    return problems
+
+
 def _check_outputs(config: TrainConfig) -> list[Problem]:
     previews = config.previews
+    if config.saving.ema_keys and (config.lora.enabled or not config.ema.enabled):
+        why = "a LoRA has no place for it" if config.lora.enabled else "EMA is switched off"
+        remedy = "Switch off ema_keys, or train a whole model with EMA switched on."
+        return [Problem("saving.ema_keys", f"asks for the running average, but {why}.", remedy)]
     prompts = previews.prompts + [p for c in config.concepts for p in c.sample_prompts]
     if (previews.every_epochs or previews.every_steps) and not any(p.strip() for p in prompts):
         return [

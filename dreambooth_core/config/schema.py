@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from dreambooth_core.config.concept import Concept
 from dreambooth_core.config.control import REQUIRED, control, section
+from dreambooth_core.config.lora import BakeLoraConfig, ExtractLoraConfig, LoraSection
+from dreambooth_core.config.merge import MergeConfig
 from dreambooth_core.config.outputs import PreviewsSection, SavingSection
 from dreambooth_core.config.sections import (
     LR_SCHEDULE_CHOICES,
@@ -33,17 +35,21 @@ __all__ = [
     "OPTIMIZER_CHOICES",
     "SAMPLERS",
     "SAVE_DTYPE_CHOICES",
+    "BakeLoraConfig",
     "BatchSection",
     "CaptionsSection",
     "CompareConfig",
     "Concept",
     "CreateConfig",
     "EmaSection",
+    "ExtractLoraConfig",
     "ImagesSection",
     "IntervalsSection",
     "JobConfig",
     "LearningRateSection",
+    "LoraSection",
     "LossSection",
+    "MergeConfig",
     "OptimizerSection",
     "PrecisionSection",
     "PreviewsSection",
@@ -56,6 +62,7 @@ __all__ = [
 ]
 
 MAX_SEED = 2**32 - 1
+PREDICTION_TYPE_CHOICES = ("auto", "epsilon", "v_prediction")
 
 
 @dataclass(kw_only=True)
@@ -76,6 +83,21 @@ class CreateConfig:
         False,
         "Extract EMA weights",
         "Takes the averaged weights, if the checkpoint holds them beside the plain ones.",
+    )
+    vae: str = control(
+        "",
+        "VAE",
+        "A VAE file that takes the place of the checkpoint's own, or is its missing one. Empty "
+        "takes what the checkpoint holds.",
+        kind="checkpoint",
+    )
+    prediction_type: str = control(
+        "auto",
+        "Prediction type",
+        "What the UNet predicts. auto takes what the checkpoint or the .yaml beside it tells; "
+        "Stable Diffusion 2 without a .yaml tells nothing: choose v_prediction for models of 768 "
+        "pixels, epsilon for those of 512.",
+        choices=PREDICTION_TYPE_CHOICES,
     )
 
 
@@ -111,6 +133,7 @@ class TrainConfig:
         TextEncoderSection, "Text encoder", "The part that reads prompts."
     )
     unet: UnetSection = section(UnetSection, "UNet", "The part that draws pictures.")
+    lora: LoraSection = section(LoraSection, "LoRA", "A small addition instead of a whole model.")
     loss: LossSection = section(LossSection, "Loss", "What a step tries to lower.")
     precision: PrecisionSection = section(
         PrecisionSection, "Precision and device", "Number formats and where to compute."
@@ -258,6 +281,13 @@ class SaveConfig:
         "Save EMA weights",
         "Writes the running average instead of the weights of the last step, if there is one.",
     )
+    ema_keys: bool = control(
+        False,
+        "Write EMA weights beside the others",
+        "Adds the running average under the names that the original training code gives it. The "
+        "file grows by the UNet's size; the WebUI does not read them.",
+        advanced=True,
+    )
 
 
 @dataclass(kw_only=True)
@@ -331,7 +361,16 @@ class CompareConfig:
     )
 
 
-JobConfig = CreateConfig | TrainConfig | SampleConfig | SaveConfig | CompareConfig
+JobConfig = (
+    CreateConfig
+    | TrainConfig
+    | SampleConfig
+    | SaveConfig
+    | CompareConfig
+    | ExtractLoraConfig
+    | BakeLoraConfig
+    | MergeConfig
+)
 
 JOB_CONFIGS: dict[str, type[JobConfig]] = {
     "create": CreateConfig,
@@ -341,4 +380,7 @@ JOB_CONFIGS: dict[str, type[JobConfig]] = {
     "sample": SampleConfig,
     "save": SaveConfig,
     "compare": CompareConfig,
+    "extract-lora": ExtractLoraConfig,
+    "bake-lora": BakeLoraConfig,
+    "merge": MergeConfig,
 }

@@ -239,7 +239,8 @@ class TextEncoderSection:
         1,
         "Clip skip",
         "Which layer of the text encoder is read, counted from the end: 1 is the last, 2 the one "
-        "before it. Use what your checkpoint was made for and the WebUI will be set to.",
+        "before it. Use what your checkpoint was made for and the WebUI will be set to. Counts for "
+        "Stable Diffusion 1 alone: in the others the layer is fixed, here as in the WebUI.",
         minimum=1,
         maximum=12,
         step=1,

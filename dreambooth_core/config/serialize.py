@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dreambooth_core.config.control import METADATA_KEY, field_specs
 from dreambooth_core.errors import ConfigError, InputError, Problem
+from dreambooth_core.job.checkpoint_files import is_pipeline_folder
 
 C = TypeVar("C")
 
@@ -122,7 +123,7 @@ def parse_text(path: str, wanted: Any, text: str) -> Any:
 def with_absolute_paths(config: C, base: Path) -> C:
     """Return the configuration with every path made absolute, counted from `base`.
 
-    A checkpoint may also be named by its name in the checkpoints folder; such names stay.
+    A checkpoint or LoRA may also be named by its name in the WebUI's folder; such names stay.
     """
     changed = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
@@ -140,8 +141,9 @@ def _absolute(value: Any, kind: str, base: Path) -> Any:
         return value
     if kind in ("folder", "new_folder"):
         return str((base / Path(value).expanduser()).absolute())
-    if kind == "checkpoint" and (base / Path(value).expanduser()).is_file():
-        return str((base / Path(value).expanduser()).absolute())
+    path = base / Path(value).expanduser()
+    if kind in ("checkpoint", "lora") and (path.is_file() or is_pipeline_folder(path)):
+        return str(path.absolute())
     return value
 
 

@@ -18,13 +18,21 @@ from dreambooth_core.config.rules import (
     check_training,
 )
 from dreambooth_core.config.schema import (
+    BakeLoraConfig,
     CompareConfig,
     Concept,
     CreateConfig,
+    ExtractLoraConfig,
     JobConfig,
+    MergeConfig,
     SampleConfig,
     SaveConfig,
     TrainConfig,
+)
+from dreambooth_core.config.transfer_rules import (
+    check_bake_lora,
+    check_extract_lora,
+    check_merge,
 )
 from dreambooth_core.errors import ConfigError, InputError, Problem
 from dreambooth_core.job.workspace import Workspace, check_name
@@ -37,6 +45,9 @@ _RULES: dict[type, Callable[[Any, Workspace | None], list[Problem]]] = {
     SampleConfig: check_sample,
     SaveConfig: check_save,
     CompareConfig: check_compare,
+    ExtractLoraConfig: check_extract_lora,
+    BakeLoraConfig: check_bake_lora,
+    MergeConfig: check_merge,
 }
 
 

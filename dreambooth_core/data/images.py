@@ -36,6 +36,21 @@ def crop_box(
     return (left, top, left + width, top + height)
 
 
+def told_sizes(
+    source: tuple[int, int], size: tuple[int, int], position: float = 0.5, *, flip: bool = False
+) -> tuple[int, int, int, int, int, int]:
+    """Return what Stable Diffusion XL is told of a picture fitted to `size`, in pixels.
+
+    Height and width of the picture; top and left of the crop, in the picture scaled so that it
+    covers `size`; height and width of `size` (Podell et al. 2023, arXiv 2307.01952, section 2.2).
+    `source` and `size` are (width, height); of a mirrored picture it is the mirror's left.
+    """
+    left, top, right, _ = crop_box(source, size, position)
+    scale = size[0] / (right - left)
+    from_left = source[0] - right if flip else left
+    return (source[1], source[0], round(top * scale), round(from_left * scale), size[1], size[0])
+
+
 def fit_to_bucket(
     image: Image.Image, size: tuple[int, int], position: float = 0.5, *, flip: bool = False
 ) -> Tensor:

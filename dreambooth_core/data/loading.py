@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dreambooth_core.data.cache import LatentCache, Latents, latent_key
 from dreambooth_core.data.dataset import MicroBatch, Sample
-from dreambooth_core.data.images import fit_to_bucket, open_image
+from dreambooth_core.data.images import fit_to_bucket, open_image, told_sizes
 from dreambooth_core.errors import NonFiniteError
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -30,6 +30,8 @@ class Batch:
     prompts: list[str]
     weights: Tensor  # (B,)
     is_class: Tensor  # (B,) bool
+    sizes: Tensor  # (B,6): what `told_sizes` says of each picture
+    pixels: Tensor | None = None  # (B,3,H,W) in -1..1, where they are asked for
 
     def latents(self, generator: torch.Generator) -> Tensor:
         """Return a draw from each picture's posterior, mean + deviation * N(0, 1), (B,C,h,w)."""
@@ -41,9 +43,15 @@ class Batch:
 class LatentSource:
     """Encodes pictures through `encode` the first time and serves them from the cache after."""
 
-    def __init__(self, cache: LatentCache, encode: Encode, vae_hash: str) -> None:
-        """Keep the cache, the encoder and the hash of the VAE that the encoder uses."""
+    def __init__(
+        self, cache: LatentCache, encode: Encode, vae_hash: str, *, with_pixels: bool = False
+    ) -> None:
+        """Keep the cache, the encoder and the hash of the VAE that the encoder uses.
+
+        `with_pixels` gives the pictures themselves with every batch, read anew each time.
+        """
         self.cache = cache
+        self.with_pixels = with_pixels
         self._encode = encode
         self._vae_hash = vae_hash
 
@@ -90,6 +98,8 @@ class LatentSource:
             prompts=[sample.prompt for sample in samples],
             weights=torch.tensor([sample.example.weight for sample in samples]),
             is_class=torch.tensor([sample.example.is_class for sample in samples]),
+            sizes=torch.tensor([_sizes(sample) for sample in samples], dtype=torch.float32),
+            pixels=torch.stack([*map(_pixels, samples)]) if self.with_pixels else None,
         )
 
     def _missing(self, samples: Sequence[Sample]) -> dict[tuple[int, int], list[Sample]]:
@@ -118,6 +128,12 @@ class LatentSource:
         return latent_key(
             example.file_hash, example.bucket, sample.flip, sample.crop, self._vae_hash
         )
+
+
+def _sizes(sample: Sample) -> tuple[int, ...]:
+    example = sample.example
+    source = example.source_size if all(example.source_size) else example.bucket
+    return told_sizes(source, example.bucket, sample.crop, flip=sample.flip)
 
 
 def _pixels(sample: Sample) -> Tensor:

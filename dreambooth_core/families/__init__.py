@@ -13,9 +13,13 @@ from dreambooth_core.errors import UnsupportedFamilyError
 from dreambooth_core.families.base import Components, Family, Weights
 from dreambooth_core.families.loading import load_file, load_folder
 from dreambooth_core.families.sd1 import StableDiffusion1
+from dreambooth_core.families.sd2 import StableDiffusion2
+from dreambooth_core.families.sdxl import StableDiffusionXL
 from dreambooth_core.job.workspace import ModelFolder
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (StableDiffusion1(),)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (StableDiffusion1(), StableDiffusion2(), StableDiffusionXL())
+}
 
 
 def detect(header: Header) -> Family:

@@ -6,12 +6,14 @@ Shapes: B prompts, n chunks of 77 tokens, T = 77 n tokens, D hidden width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dreambooth_core.checkpoint.clip_tokenizer import WORD_END
 from dreambooth_core.checkpoint.header import Header
 from dreambooth_core.errors import CheckpointError, InputError
 from dreambooth_core.families.renaming import shape_of
@@ -24,66 +26,136 @@ REAL_HEADS = 12
 YAML = "dreambooth.text_config"
 CHUNK_TOKENS = 75
 """Tokens of a prompt in one pass of the encoder; start and end token make it 77."""
+COMMA_BACKTRACK = 20
+"""How far from a full chunk's end the WebUI looks for a comma, unless it is told otherwise."""
 REMEMBERED_PROMPTS = 4096
+START, END = 49406, 49407
 
 
-def source_prefix(header: Header) -> str:
+def source_prefix(header: Header, prefix: str = PREFIX) -> str:
     """Return what stands before `text_model.` in a file's keys, or in its place in old files."""
-    new = f"{PREFIX}{MODEL}"
-    return new if any(key.startswith(new) for key in header.tensors) else PREFIX
+    new = f"{prefix}{MODEL}"
+    return new if any(key.startswith(new) for key in header.tensors) else prefix
 
 
-def original_text_name(header: Header, target: str) -> str:
+def original_text_name(header: Header, target: str, prefix: str = PREFIX) -> str:
     """Return the name in the file of a weight of the encoder."""
-    return source_prefix(header) + target.removeprefix(MODEL)
+    return source_prefix(header, prefix) + target.removeprefix(MODEL)
 
 
-def text_config(header: Header, side: Side) -> dict[str, Any]:
+def text_config(header: Header, side: Side, prefix: str = PREFIX) -> dict[str, Any]:
     """Return transformers' config of a file's text encoder.
 
     Raises CheckpointError where the header and the yaml leave the number of heads open.
     """
-    prefix = source_prefix(header)
-    vocabulary, width = shape_of(header, f"{prefix}embeddings.token_embedding.weight")
+    prefix = source_prefix(header, prefix)
+    table = f"{prefix}embeddings.token_embedding.weight"
+    facts = Facts(
+        table=table,
+        positions=f"{prefix}embeddings.position_embedding.weight",
+        feed_forward=f"{prefix}encoder.layers.{{}}.mlp.fc1.weight",
+        yaml=YAML,
+        activation="quick_gelu",
+        pad_token_id=END,
+        heads=REAL_HEADS if shape_of(header, table)[1] == REAL_WIDTH else None,
+    )
+    return encoder_config(header, side, facts)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where the numbers of a text encoder stand in a file, and what no weight tells.
+
+    `layers` are the ones that are used, if those are not all.
+    """
+
+    table: str
+    positions: str
+    feed_forward: str
+    yaml: str
+    activation: str
+    pad_token_id: int
+    heads: int | None
+    layers: int | None = None
+    projection: int = 0
+
+
+def encoder_config(header: Header, side: Side, facts: Facts) -> dict[str, Any]:
+    """Return transformers' config of a text encoder, with a projection if it has one."""
+    vocabulary, width = shape_of(header, facts.table)
+    kind = "CLIPTextModelWithProjection" if facts.projection else "CLIPTextModel"
     return {
-        "architectures": ["CLIPTextModel"],
+        "architectures": [kind],
         "model_type": "clip_text_model",
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "projection_dim": width,
-        "intermediate_size": shape_of(header, f"{prefix}encoder.layers.0.mlp.fc1.weight")[0],
-        "num_hidden_layers": _layers(header, side, prefix),
-        "num_attention_heads": _heads(header, side, width),
-        "max_position_embeddings": shape_of(
-            header, f"{prefix}embeddings.position_embedding.weight"
-        )[0],
-        "hidden_act": _activation(header, side),
-        "bos_token_id": 49406,
-        "eos_token_id": 49407,
-        "pad_token_id": 49407,
+        "projection_dim": facts.projection or width,
+        "intermediate_size": shape_of(header, facts.feed_forward.format(0))[0],
+        "num_hidden_layers": _layers(header, side, facts),
+        "num_attention_heads": _heads(header, side, facts),
+        "max_position_embeddings": shape_of(header, facts.positions)[0],
+        "hidden_act": _activation(header, side, facts),
+        "bos_token_id": START,
+        "eos_token_id": END,
+        "pad_token_id": facts.pad_token_id,
     }
 
 
 def chunked_token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
     """Return token ids (B, n, 77), shorter prompts filled with empty chunks.
 
-    A chunk is the start token, up to 75 tokens, and end tokens, as in the WebUI.
+    A chunk is the start token, up to 75 tokens, an end token, and the tokenizer's pad token, as in
+    the WebUI.
     """
-    encoded = [list(_token_ids(tokenizer, prompt)) for prompt in prompts]
-    chunks = max(1, *(-(-len(ids) // CHUNK_TOKENS) for ids in encoded))
-    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    rows = []
-    for ids in encoded:
-        padded = ids + [end] * (chunks * CHUNK_TOKENS - len(ids))
-        parts = [padded[i : i + CHUNK_TOKENS] for i in range(0, len(padded), CHUNK_TOKENS)]
-        rows.append([[start, *part, end] for part in parts])
-    return torch.tensor(rows)
+    encoded = [_chunks(_token_ids(tokenizer, prompt), _comma(tokenizer)) for prompt in prompts]
+    longest = max(map(len, encoded))
+    start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+
+    def full(chunk: list[int]) -> list[int]:
+        return [start, *chunk, end, *[pad] * (CHUNK_TOKENS - len(chunk))]
+
+    return torch.tensor(
+        [[full(chunk) for chunk in [*row, *[[]] * (longest - len(row))]] for row in encoded]
+    )
+
+
+def _chunks(ids: Sequence[int], comma: int) -> list[list[int]]:
+    """Cut a prompt into chunks of at most 75 tokens; there is always one.
+
+    Where a chunk is full, what follows its last comma goes into the next one if the comma is among
+    its last 20 tokens: the WebUI's rule with its default `comma_padding_backtrack`.
+    """
+    chunks: list[list[int]] = [[]]
+    for token in ids:
+        chunk = chunks[-1]
+        if len(chunk) == CHUNK_TOKENS:
+            kept = len(chunk) if token == comma else _end_of_phrase(chunk, comma)
+            chunks[-1:] = [chunk[:kept], chunk[kept:]]
+        chunks[-1].append(token)
+    return chunks
+
+
+def _end_of_phrase(chunk: list[int], comma: int) -> int:
+    """Return where a full chunk ends: behind its last comma if that is near, else at its end."""
+    near = chunk[-COMMA_BACKTRACK:]
+    return len(chunk) - near[::-1].index(comma) if comma in near else len(chunk)
+
+
+@lru_cache(maxsize=8)
+def _comma(tokenizer: Any) -> int:
+    return int(tokenizer.convert_tokens_to_ids(f",{WORD_END}"))
 
 
 @lru_cache(maxsize=REMEMBERED_PROMPTS)
 def _token_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
     """Return a prompt's ids; training asks for the same few prompts in every step."""
-    ids = tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False).input_ids
+    ids = tokenizer(
+        prompt,
+        add_special_tokens=False,
+        split_special_tokens=True,  # "!" pads, and is a word of prompts too
+        truncation=False,
+        verbose=False,
+    ).input_ids
     return tuple(ids)
 
 
@@ -100,43 +172,58 @@ def encode_chunks(text_encoder: Any, token_ids: Tensor, clip_skip: int) -> Tenso
             remedy=f"Use a value from 1 to {layers}.",
             field="text_encoder.clip_skip",
         )
+    hidden = run_encoder(text_encoder, token_ids).hidden_states[-clip_skip]
+    return joined_chunks(text_encoder.text_model.final_layer_norm(hidden), token_ids)
+
+
+def run_encoder(text_encoder: Any, token_ids: Tensor) -> Any:
+    """Return transformers' output for token ids (B, n, 77), chunks as rows of their own (B n)."""
+    return text_encoder(token_ids.flatten(0, 1).to(text_encoder.device), output_hidden_states=True)
+
+
+def joined_chunks(states: Tensor, token_ids: Tensor) -> Tensor:
+    """Return the states (B n, 77, D) of token ids (B, n, 77) as (B, 77 n, D)."""
     examples, chunks, length = token_ids.shape
-    ids = token_ids.reshape(examples * chunks, length).to(text_encoder.device)
-    output = text_encoder(ids, output_hidden_states=True)
-    states = text_encoder.text_model.final_layer_norm(output.hidden_states[-clip_skip])
-    return states.reshape(examples, chunks * length, -1)  # type: ignore[no-any-return]
+    return states.reshape(examples, chunks * length, -1)
 
 
-def _layers(header: Header, side: Side, prefix: str) -> int:
+def count_layers(header: Header, pattern: str) -> int:
+    """Return how many layers a file has; `pattern` is a key with the layer's number left open."""
     count = 0
-    while f"{prefix}encoder.layers.{count}.mlp.fc1.weight" in header.tensors:
+    while pattern.format(count) in header.tensors:
         count += 1
-    stated = side_count(side, f"{YAML}.num_hidden_layers", count)
+    return count
+
+
+def _layers(header: Header, side: Side, facts: Facts) -> int:
+    count = count_layers(header, facts.feed_forward) if facts.layers is None else facts.layers
+    stated = side_count(side, f"{facts.yaml}.num_hidden_layers", count)
     if stated != count:
         raise CheckpointError(
             f"The text encoder of {header.path} has {count} layers, but its .yaml says {stated}.",
-            remedy=f"Correct {YAML}.num_hidden_layers there.",
+            remedy=f"Correct {facts.yaml}.num_hidden_layers there.",
         )
     return count
 
 
-def _heads(header: Header, side: Side, width: int) -> int:
-    if side_value(side, f"{YAML}.num_attention_heads") is not None:
-        return side_count(side, f"{YAML}.num_attention_heads", REAL_HEADS)
-    if width == REAL_WIDTH:
-        return REAL_HEADS
+def _heads(header: Header, side: Side, facts: Facts) -> int:
+    name = f"{facts.yaml}.num_attention_heads"
+    if side_value(side, name) is not None:
+        return side_count(side, name, REAL_HEADS)
+    if facts.heads is not None:
+        return facts.heads
     raise CheckpointError(
         f"{header.path} has a text encoder of unusual width, and no weight tells its number of"
         " attention heads.",
-        remedy=f"Put its .yaml beside it, with {YAML}.num_attention_heads.",
+        remedy=f"Put its .yaml beside it, with {name}.",
     )
 
 
-def _activation(header: Header, side: Side) -> str:
-    activation = side_value(side, f"{YAML}.hidden_act") or "quick_gelu"
+def _activation(header: Header, side: Side, facts: Facts) -> str:
+    activation = side_value(side, f"{facts.yaml}.hidden_act") or facts.activation
     if activation not in ("quick_gelu", "gelu"):
         raise CheckpointError(
             f"The .yaml beside {header.path} asks for the activation {activation!r}.",
-            remedy=f"{YAML}.hidden_act is quick_gelu or gelu.",
+            remedy=f"{facts.yaml}.hidden_act is quick_gelu or gelu.",
         )
     return str(activation)

@@ -14,7 +14,9 @@ from dreambooth_core.families.side_file import Side, side_count, side_value
 PREFIX = "model.diffusion_model."
 REAL_CHANNELS = 320
 REAL_HEADS = 8
-YAML = "model.params.unet_config.params"
+REAL_HEAD_CHANNELS = 64
+YAML = ("model.params.unet_config.params", "model.params.network_config.params")
+"""Where side files have the UNet's settings: those of the original code and its successor's."""
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -31,25 +33,32 @@ OUTSIDE_THE_BLOCKS = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
+SIZES = 6
+"""Numbers that a UNet is told of a picture's size and crop."""
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer of the encoder half: its width, and whether attention follows it."""
+    """One layer of the encoder half: its width, and how many transformer blocks follow it."""
 
     width: int
-    attention: bool
+    blocks: int
 
 
-def unet_config(header: Header, side: Side, sample_size: int) -> dict[str, Any]:
+def unet_config(
+    header: Header, side: Side, sample_size: int, pooled_width: int = 0
+) -> dict[str, Any]:
     """Return diffusers' config of a file's UNet; `sample_size` is the usual side of its latents.
 
+    `pooled_width` is that of the prompt's vector which it is told beside the picture's sizes.
     Raises CheckpointError where the header and the yaml leave the number of heads open.
     """
     levels = _levels(header)
-    attention = [level[0].attention for level in levels]
-    proj_in = next(key for key in header.tensors if key.endswith(".proj_in.weight"))
+    attention = [level[0].blocks > 0 for level in levels]
+    linear = len(shape_of(header, f"{PREFIX}middle_block.1.proj_in.weight")) == 2
     context = shape_of(header, f"{PREFIX}middle_block.1.transformer_blocks.0.attn2.to_k.weight")
     return {
         "_class_name": "UNet2DConditionModel",
@@ -66,9 +75,22 @@ def unet_config(header: Header, side: Side, sample_size: int) -> dict[str, Any]:
         ],
         "cross_attention_dim": context[1],
         # diffusers calls the number of heads so; the weights do not tell it.
-        "attention_head_dim": _heads(header, side),
-        "use_linear_projection": len(header.tensors[proj_in].shape) == 2,
+        "attention_head_dim": _heads(header, side, [level[0].width for level in levels], linear),
+        "transformer_layers_per_block": _depths([level[0].blocks for level in levels]),
+        "use_linear_projection": linear,
+        **_added_conditions(header, pooled_width),
     }
+
+
+def paints_in(configs: Mapping[str, Any]) -> bool:
+    """Return whether the UNet is an inpainting one: it also takes a mask and a masked picture."""
+    latents = configs["vae"]["latent_channels"]
+    return bool(configs["unet"]["in_channels"] == 2 * latents + 1)
+
+
+def is_of_real_width(header: Header) -> bool:
+    """Return whether the UNet is as wide as the published ones."""
+    return shape_of(header, f"{PREFIX}input_blocks.0.0.weight")[0] == REAL_CHANNELS
 
 
 def unet_names(config: Mapping[str, Any]) -> Names:
@@ -106,8 +128,7 @@ def _levels(header: Header) -> list[list[_Layer]]:
             levels.append([])
         elif f"{block}.0.out_layers.3.weight" in header.tensors:
             width = header.tensors[f"{block}.0.out_layers.3.weight"].shape[0]
-            attends = f"{block}.1.proj_in.weight" in header.tensors
-            levels[-1].append(_Layer(width, attends))
+            levels[-1].append(_Layer(width, _blocks(header, f"{block}.1")))
         else:
             break
         number += 1
@@ -119,13 +140,55 @@ def _levels(header: Header) -> list[list[_Layer]]:
     return levels
 
 
-def _heads(header: Header, side: Side) -> int:
-    if side_value(side, f"{YAML}.num_heads") is not None:
-        return side_count(side, f"{YAML}.num_heads", REAL_HEADS)
-    if shape_of(header, f"{PREFIX}input_blocks.0.0.weight")[0] == REAL_CHANNELS:
-        return REAL_HEADS
+def _blocks(header: Header, attention: str) -> int:
+    """Return how many transformer blocks there are at a place, 0 if there is no attention."""
+    count = 0
+    while f"{attention}.transformer_blocks.{count}.norm1.weight" in header.tensors:
+        count += 1
+    return count
+
+
+def _depths(blocks: list[int]) -> int | list[int]:
+    """Return one number for all levels where it can be; levels without attention have any."""
+    depths = [max(1, count) for count in blocks]
+    return depths if max(depths) > 1 else 1
+
+
+def _added_conditions(header: Header, pooled_width: int) -> dict[str, Any]:
+    key = f"{PREFIX}label_emb.0.0.weight"
+    if not pooled_width:
+        return {}
+    width = shape_of(header, key)[1]
+    each, rest = divmod(width - pooled_width, SIZES)
+    if rest or each < 1:
+        raise CheckpointError(
+            f"The weight {key} of {header.path} has {width} inputs, which does not fit the text"
+            " encoder.",
+            remedy="The file is damaged, or of a form that is not supported.",
+        )
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": each,
+        "projection_class_embeddings_input_dim": width,
+    }
+
+
+def _heads(header: Header, side: Side, widths: list[int], linear: bool) -> int | list[int]:
+    """Return the number of attention heads, or that of each level if their width is what is fixed.
+
+    Models with matrices around their attention have heads of 64 channels, older ones 8 heads.
+    """
+    for yaml in YAML:
+        if side_value(side, f"{yaml}.num_head_channels") is not None:
+            channels = side_count(side, f"{yaml}.num_head_channels", REAL_HEAD_CHANNELS)
+            return [width // channels for width in widths]
+        if side_value(side, f"{yaml}.num_heads") is not None:
+            return side_count(side, f"{yaml}.num_heads", REAL_HEADS)
+    if is_of_real_width(header):
+        return [width // REAL_HEAD_CHANNELS for width in widths] if linear else REAL_HEADS
+    name = f"{YAML[0]}.num_head_channels" if linear else f"{YAML[0]}.num_heads"
     raise CheckpointError(
         f"{header.path} has a UNet of unusual width, and no weight tells its number of attention"
         " heads.",
-        remedy=f"Put its .yaml beside it, with {YAML}.num_heads.",
+        remedy=f"Put its .yaml beside it, with {name}.",
     )

@@ -11,6 +11,7 @@ from dreambooth_core.families.side_file import Side, side_number
 
 PREFIX = "first_stage_model."
 SCALING_FACTOR = 0.18215
+"""Of Stable Diffusion 1 and 2."""
 
 OUTSIDE_THE_BLOCKS = {"quant_conv": "quant_conv", "post_quant_conv": "post_quant_conv"}
 RESNET = {
@@ -34,8 +35,13 @@ def vae_levels(header: Header) -> int:
     return _count(header, f"{PREFIX}decoder.up.{{}}.block.0.conv1.weight")
 
 
-def vae_config(header: Header, side: Side, sample_size: int) -> dict[str, Any]:
-    """Return diffusers' config of a file's VAE; `sample_size` is the usual side of its pictures."""
+def vae_config(
+    header: Header, side: Side, sample_size: int, scaling_factor: float = SCALING_FACTOR
+) -> dict[str, Any]:
+    """Return diffusers' config of a file's VAE; `sample_size` is the usual side of its pictures.
+
+    The yaml's scaling factor counts before the family's.
+    """
     levels = vae_levels(header)
     layers = _count(header, f"{PREFIX}decoder.up.0.block.{{}}.conv1.weight")
     widths = [
@@ -51,7 +57,7 @@ def vae_config(header: Header, side: Side, sample_size: int) -> dict[str, Any]:
         "layers_per_block": layers - 1,  # the decoder has one more than the encoder
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "scaling_factor": side_number(side, "model.params.scale_factor", SCALING_FACTOR),
+        "scaling_factor": side_number(side, "model.params.scale_factor", scaling_factor),
     }
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler
+from torch import Tensor
 from transformers import CLIPTokenizer
 
 from dreambooth_core.checkpoint.file import CheckpointReader
 from dreambooth_core.errors import CheckpointError
-from dreambooth_core.families.base import Components, Config, Family, Weights
+from dreambooth_core.families.base import Components, Config, Family, KeyPair, Weights
 from dreambooth_core.job.workspace import ModelFolder
 
 WEIGHTS_FILES = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
 }
 CONFIG_FILES = {"scheduler": "scheduler_config.json"}
 
@@ -61,8 +64,7 @@ def load_folder(
         module = family.build(component, configs[component])
         _check_overlay(component, overlay, module)
         with CheckpointReader(weights_file(folder, component)) as reader:
-            names = {target: target for target in module.state_dict()}
-            _fill(module, reader, names, dtype, overlay)
+            _fill(module, reader.read, dtype, overlay)
         modules[component] = module
     return _assemble(family, folder, modules, configs)
 
@@ -75,16 +77,19 @@ def load_file(family: Family, folder: ModelFolder, path: Path, dtype: torch.dtyp
         pairs = family.key_map(reader.header, configs)
         for component in family.networks:
             module = family.build(component, configs[component])
-            names = {pair.target: pair.source for pair in pairs if pair.component == component}
-            _fill(module, reader, names, dtype, {})
+            table = {pair.target: pair for pair in pairs if pair.component == component}
+            _fill(module, partial(_from_file, reader, table), dtype, {})
             modules[component] = module
     return _assemble(family, folder, modules, configs)
 
 
+def _from_file(reader: CheckpointReader, table: Mapping[str, KeyPair], target: str) -> Tensor:
+    return table[target].to_target(reader.read(table[target].source))
+
+
 def _fill(
     module: torch.nn.Module,
-    reader: CheckpointReader,
-    names: Mapping[str, str],
+    read: Callable[[str], Tensor],
     dtype: torch.dtype,
     overlay: Weights,
 ) -> None:
@@ -94,7 +99,7 @@ def _fill(
         if target in overlay:
             state[target] = overlay[target].detach().to(dtype, copy=True)
         else:
-            state[target] = reader.read(names[target]).to(dtype).reshape(expected.shape)
+            state[target] = read(target).to(dtype).reshape(expected.shape)
     module.load_state_dict(state, strict=True, assign=True)
     for name, buffer in list(module.named_buffers()):
         if buffer.is_meta:
@@ -127,11 +132,14 @@ def _assemble(
     modules: Mapping[str, torch.nn.Module],
     configs: Mapping[str, Config],
 ) -> Components:
-    tokenizer = CLIPTokenizer.from_pretrained(folder.component("tokenizer"), local_files_only=True)
+    tokenizers = {
+        name: CLIPTokenizer.from_pretrained(folder.component(name), local_files_only=True)
+        for name in family.tokenizers
+    }
     return Components(
         family=family.name,
-        tokenizer=tokenizer,
         noise_scheduler=DDPMScheduler.from_config(configs["scheduler"]),
         prediction_type=configs["scheduler"]["prediction_type"],
         **modules,
+        **tokenizers,
     )

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from dreambooth_core.checkpoint.header import Header
 from dreambooth_core.errors import CheckpointError
 
 Names = dict[str, str]
 """The original layout's name of each module, by its diffusers name."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file keeps a weight; `transform` and `part` are those of `KeyPair`."""
+
+    key: str
+    transform: str = ""
+    part: tuple[int, int] = (0, 1)
 
 
 def with_leaves(target: str, source: str, leaves: Mapping[str, str]) -> Names:

@@ -44,7 +44,7 @@ class A1111Host:
         chosen = option("dreambooth_models_path") or setting("models_folder")
         ours = chosen or models / "dreambooth"
         checkpoints = option("ckpt_dir") or sd_models.model_path
-        return Workspace(root, Path(ours).expanduser(), Path(checkpoints))
+        return Workspace(root, Path(ours).expanduser(), Path(checkpoints), self.lora_dir())
 
     def checkpoint_names(self) -> list[str]:
         """Return the WebUI's checkpoints and what else is in their folder by now."""

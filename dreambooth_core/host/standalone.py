@@ -32,7 +32,7 @@ class StandaloneHost:
 
     def lora_dir(self) -> Path:
         """Return the folder of LoRA files, as a WebUI would name it."""
-        return self._workspace.root / "models" / "Lora"
+        return self._workspace.lora_dir
 
     def overlay(self) -> Overlay | None:
         """Return None: this Python was made for us."""

@@ -4,7 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dreambooth_core.job.workspace import check_name
+from dreambooth_core.job.workspace import Workspace, check_name
+
+PIPELINE_FILE = "model_index.json"
+CARD_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+"""The kinds of pictures that the WebUI looks for beside a checkpoint."""
+
+
+def is_pipeline_folder(path: Path) -> bool:
+    """Return whether a folder holds a model in the diffusers layout."""
+    return (path / PIPELINE_FILE).is_file()
+
+
+def find_vae(text: str, workspace: Workspace) -> Path:
+    """Return the VAE file meant by a path, or by a name in the WebUI's folders.
+
+    Raises InputError if no file or more than one is meant.
+    """
+    candidates = (Path(text).expanduser(), workspace.root / "models" / "VAE" / text)
+    found = next((path for path in candidates if path.is_file()), None)
+    return (found or workspace.find_checkpoint(text)).absolute()
 
 
 def side_path(checkpoint: Path) -> Path:
@@ -28,3 +47,28 @@ def checkpoint_path(checkpoints_dir: Path, name: str, step: int, subfolder: str 
         number += 1
         path = folder / f"{stem}-{number}.safetensors"
     return path
+
+
+def card_path(checkpoint: Path) -> Path:
+    """Return where the WebUI keeps what it shows on a checkpoint's card."""
+    return checkpoint.with_suffix(".json")
+
+
+def card_picture_path(checkpoint: Path) -> Path:
+    """Return where the picture of a checkpoint's card goes.
+
+    A picture that the person chooses in the WebUI is `<stem>.png`, which is looked for first.
+    """
+    return checkpoint.with_suffix(".preview.png")
+
+
+def has_card_words(checkpoint: Path) -> bool:
+    """Return whether a checkpoint's card has words already."""
+    names = (card_path(checkpoint), *map(checkpoint.with_suffix, (".txt", ".description.txt")))
+    return any(path.exists() for path in names)
+
+
+def has_card_picture(checkpoint: Path) -> bool:
+    """Return whether a checkpoint's card has a picture already."""
+    suffixes = [f"{kind}{suffix}" for kind in ("", ".preview") for suffix in CARD_PICTURES]
+    return any(checkpoint.with_suffix(suffix).exists() for suffix in suffixes)

@@ -168,6 +168,17 @@ class CheckpointSaved(Event):
 
 
 @dataclass(frozen=True)
+class LoraSaved(Event):
+    """A LoRA file was written; `size` in bytes."""
+
+    path: str
+    step: int
+    epoch: int
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
 class StateSaved(Event):
     """A training state that a later run can resume from was written."""
 
@@ -230,6 +241,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     StepDone,
     SampleSaved,
     CheckpointSaved,
+    LoraSaved,
     StateSaved,
     Notice,
     JobFinished,

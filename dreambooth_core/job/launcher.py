@@ -26,6 +26,7 @@ from dreambooth_core.job.interpreter import WorkerPython, module_command, worker
 from dreambooth_core.job.overlay import note_use
 from dreambooth_core.job.process import end_process_tree, is_running, start_mark
 from dreambooth_core.job.runs import (
+    ELSEWHERE,
     Run,
     create_run_folder,
     events_path,
@@ -176,8 +177,8 @@ def reserve(workspace: Workspace, kind: str, config: JobConfig) -> Job:
         if kind not in LOOKING_KINDS:
             lock.hand_over(lock_path, ours)
         _name_process(folder, ours.pid, ours.mark, preparing=True)
-        elsewhere = (workspace.models_elsewhere, workspace.checkpoints_elsewhere)
-        write_run(folder, Run(folder.name, kind, workspace.root, config, *elsewhere))
+        elsewhere = {name: getattr(workspace, name) for name in ELSEWHERE}
+        write_run(folder, Run(folder.name, kind, workspace.root, config, **elsewhere))
     except BaseException:
         lock.release(lock_path, ours.run_id)
         raise

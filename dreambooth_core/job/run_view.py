@@ -23,6 +23,7 @@ from dreambooth_core.job.events import (
     JobFinished,
     JobStarted,
     JobStopped,
+    LoraSaved,
     Notice,
     PhaseProgress,
     PhaseStarted,
@@ -71,7 +72,7 @@ class RunView:
     memory_mb: float = 0.0
     plan: list[str] = field(default_factory=list)
     samples: list[SampleSaved] = field(default_factory=list)
-    files: list[CheckpointSaved] = field(default_factory=list)
+    files: list[CheckpointSaved | LoraSaved] = field(default_factory=list)
     training_state: str = ""
     notices: list[Notice] = field(default_factory=list)
     planned_images: list[PlannedImage] = field(default_factory=list)
@@ -241,6 +242,7 @@ _FOLDS: dict[type[Event], Callable[[RunView, Any], None]] = {
     StepDone: _step,
     SampleSaved: _sample,
     CheckpointSaved: lambda view, event: view.files.append(event),
+    LoraSaved: lambda view, event: view.files.append(event),
     StateSaved: _state_saved,
     Notice: _notice,
     JobFinished: _finish,

@@ -15,7 +15,7 @@ from dreambooth_core.errors import InputError
 from dreambooth_core.job.storage import atomic_write_json
 from dreambooth_core.job.workspace import Workspace
 
-ELSEWHERE = ("models_elsewhere", "checkpoints_elsewhere")
+ELSEWHERE = ("models_elsewhere", "checkpoints_elsewhere", "loras_elsewhere")
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,12 @@ class Run:
     config: JobConfig
     models_elsewhere: Path | None = None
     checkpoints_elsewhere: Path | None = None
+    loras_elsewhere: Path | None = None
 
     @property
     def workspace(self) -> Workspace:
-        """Where the run's models and checkpoints lie."""
-        return Workspace(self.root, self.models_elsewhere, self.checkpoints_elsewhere)
+        """Where the run's models, checkpoints and LoRA files lie."""
+        return Workspace(self.root, **{name: getattr(self, name) for name in ELSEWHERE})
 
     @property
     def model(self) -> str:

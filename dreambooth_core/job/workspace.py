@@ -66,7 +66,7 @@ class ModelFolder:
 
     @property
     def kept_side_file(self) -> Path:
-        """The `.yaml` of the source checkpoint, if it had one."""
+        """The `.yaml` that goes beside checkpoints: the source's, or one that they need."""
         return self.path / "source.yaml"
 
     @property
@@ -139,17 +139,18 @@ class ModelFolder:
 class Workspace:
     """The folder that holds `models/`: a WebUI's own folder, or one of ours.
 
-    A WebUI can be told to keep models or checkpoints elsewhere than below its folder.
+    A WebUI can be told to keep models, checkpoints or LoRA files elsewhere than below its folder.
     """
 
     root: Path
     models_elsewhere: Path | None = None
     checkpoints_elsewhere: Path | None = None
+    loras_elsewhere: Path | None = None
 
     def __post_init__(self) -> None:
         """Make the paths absolute, so that a worker started elsewhere sees the same ones."""
         object.__setattr__(self, "root", Path(self.root).absolute())
-        for name in ("models_elsewhere", "checkpoints_elsewhere"):
+        for name in ("models_elsewhere", "checkpoints_elsewhere", "loras_elsewhere"):
             path = getattr(self, name)
             object.__setattr__(self, name, Path(path).absolute() if path else None)
 
@@ -162,6 +163,11 @@ class Workspace:
     def checkpoints_dir(self) -> Path:
         """The WebUI's folder of checkpoint files, where saved ones go."""
         return self.checkpoints_elsewhere or self.root / "models" / "Stable-diffusion"
+
+    @property
+    def lora_dir(self) -> Path:
+        """The WebUI's folder of LoRA files, where trained ones go."""
+        return self.loras_elsewhere or self.root / "models" / "Lora"
 
     @property
     def jobs_dir(self) -> Path:
@@ -220,6 +226,27 @@ class Workspace:
         if len(found) == 1:
             return found[0]
         raise self._no_checkpoint(wanted, found)
+
+    def find_lora(self, text: str) -> Path:
+        """Return the file meant by a path, a name in the Lora folder, or a name's stem.
+
+        Raises InputError if no file or more than one is meant.
+        """
+        wanted = text.strip()
+        for candidate in (Path(wanted).expanduser(), self.lora_dir / wanted):
+            if wanted and candidate.is_file():
+                return candidate.absolute()
+        loras = sorted(self.lora_dir.rglob("*.safetensors"))
+        found = [path for path in loras if wanted in _names_of(path, self.lora_dir)]
+        if len(found) == 1:
+            return found[0]
+        close = difflib.get_close_matches(wanted, [path.stem for path in loras], n=3, cutoff=0.5)
+        raise InputError(
+            f"There is no LoRA file {wanted!r}, neither as a path nor in {self.lora_dir}."
+            if not found
+            else f"{wanted!r} could mean several LoRA files: {', '.join(map(str, found))}.",
+            remedy=f"Did you mean {', '.join(close)}?" if close else "Give the path of a LoRA.",
+        )
 
     def checkpoints(self) -> list[Path]:
         """Return all checkpoint files in the checkpoints folder and below, sorted."""

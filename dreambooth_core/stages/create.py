@@ -9,22 +9,20 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.checkpoint.file import CheckpointReader, CheckpointWriter, Entry
-from dreambooth_core.checkpoint.header import Header
-from dreambooth_core.checkpoint.stream import Digest
+from dreambooth_core.checkpoint.assembled import AssemblyReader
+from dreambooth_core.checkpoint.contents import TensorInfo
+from dreambooth_core.checkpoint.file import CheckpointWriter, Data, Entry, tensor_of
 from dreambooth_core.config.schema import CreateConfig
 from dreambooth_core.errors import CheckpointError, InputError, ModelExistsError, NonFiniteError
-from dreambooth_core.families import detect
-from dreambooth_core.families.base import Config, Family, KeyPair
+from dreambooth_core.families.base import Family, pairs_by_source
 from dreambooth_core.families.loading import config_file, weights_file
-from dreambooth_core.families.side_file import Side, read_side_file
 from dreambooth_core.job.checkpoint_files import side_path
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import PhaseProgress, PhaseStarted
@@ -37,24 +35,14 @@ from dreambooth_core.job.storage import (
 )
 from dreambooth_core.job.workspace import ModelFolder, ModelInfo
 from dreambooth_core.stages.disk import require_space
+from dreambooth_core.stages.side_settings import needed_settings
+from dreambooth_core.stages.source import Source, find_source
 
 PHASE = "create"
 EXTRAS = "extras"
 EMA_PREFIX = "model_ema."
 PROGRESS_SECONDS = 0.5
 DTYPE_LABELS = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F64": "fp64"}
-PIPELINE = {
-    "_class_name": "StableDiffusionPipeline",
-    "feature_extractor": [None, None],
-    "image_encoder": [None, None],
-    "requires_safety_checker": False,
-    "safety_checker": [None, None],
-    "scheduler": ["diffusers", "DDPMScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 
 
 class _Stopped(Exception):
@@ -62,26 +50,17 @@ class _Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Source:
-    """A checkpoint that can become a model, and all that its header and side file tell."""
-
-    header: Header
-    side: Side
-    family: Family
-    configs: dict[str, Config]
-    pairs: list[KeyPair]
-
-
-@dataclass(frozen=True)
 class Route:
-    """Where a tensor of the source goes: a component or the extras, and its entry there.
+    """Where a tensor of the source goes: a component or the extras, and its entries there.
 
-    `key` is the name under which a saved checkpoint carries it.
+    `key` is the name under which a saved checkpoint carries it. One tensor of the source can be
+    several of the component, one after the other; a `transposed` one is turned on the way.
     """
 
     key: str
     part: str
-    entry: Entry
+    entries: tuple[Entry, ...]
+    transposed: bool = False
 
 
 def run(config: CreateConfig, context: RunContext) -> dict[str, Any]:
@@ -93,9 +72,9 @@ def run(config: CreateConfig, context: RunContext) -> dict[str, Any]:
             remedy="Choose another name, or delete that folder first.",
             field="name",
         )
-    source = read_source(_source_path(config, context))
+    source = find_source(config, context.workspace)
     routes = plan_routes(source, config.extract_ema)
-    require_space(folder.path.parent, source.header.file_size, "The model")
+    require_space(folder.path.parent, source.assembly.file_size, "The model")
     try:
         with _new_folder(folder) as building:
             digest = _copy_tensors(source, routes, building, context)
@@ -112,16 +91,6 @@ def run(config: CreateConfig, context: RunContext) -> dict[str, Any]:
     }
 
 
-def read_source(path: Path) -> Source:
-    """Read a checkpoint's header and side file; raises CheckpointError if it cannot be a model."""
-    with CheckpointReader(path) as reader:
-        header = reader.header
-    family = detect(header)
-    side = read_side_file(path)
-    configs = family.configs(header, side)
-    return Source(header, side, family, configs, family.key_map(header, configs))
-
-
 def plan_routes(source: Source, extract_ema: bool) -> dict[str, Route]:
     """Return the route of every tensor that is kept, by its key in the source.
 
@@ -130,37 +99,27 @@ def plan_routes(source: Source, extract_ema: bool) -> dict[str, Route]:
     """
     tensors = source.header.tensors
     routes = {
-        key: Route(key, EXTRAS, Entry(key, info.dtype, info.shape, bytes, verbatim=True))
+        key: Route(key, EXTRAS, (Entry(key, info.dtype, info.shape, bytes, verbatim=True),))
         for key, info in tensors.items()
         if not key.startswith(EMA_PREFIX)
     }
-    for pair in source.pairs:
-        routes.pop(pair.source)
-        key = source.family.ema_key(pair.source) if _is_averaged(pair, extract_ema) else pair.source
-        info = tensors.get(key)
-        if info is None or info.shape != tensors[pair.source].shape:
+    for key, pairs in pairs_by_source(source.pairs).items():
+        del routes[key]
+        averaged = extract_ema and pairs[0].component == "unet"
+        name = source.family.ema_key(key) if averaged else key
+        info = tensors.get(name)
+        if info is None or info.shape != tensors[key].shape:
             raise InputError(
-                f"{source.header.path} holds no EMA weights (or not all: {key} is missing).",
+                f"{source.header.path} holds no EMA weights (or not all: {name} is missing).",
                 remedy="Switch off the extraction of EMA weights.",
                 field="extract_ema",
             )
-        entry = Entry(pair.target, info.dtype, pair.target_shape(info.shape), bytes)
-        routes[key] = Route(pair.source, pair.component, entry)
+        transposed = pairs[0].transform == "transposed"
+        entries = [
+            Entry(pair.target, info.dtype, pair.target_shape(info.shape), bytes) for pair in pairs
+        ]
+        routes[name] = Route(key, pairs[0].component, tuple(entries), transposed)
     return {key: routes[key] for key in tensors if key in routes}
-
-
-def _is_averaged(pair: KeyPair, extract_ema: bool) -> bool:
-    return extract_ema and pair.component == "unet"
-
-
-def _source_path(config: CreateConfig, context: RunContext) -> Path:
-    if config.source.strip() and Path(config.source).expanduser().is_dir():
-        raise InputError(
-            f"{config.source} is a folder.",
-            remedy="Give a single file in the original layout, which the WebUI loads.",
-            field="source",
-        )
-    return context.workspace.find_checkpoint(config.source)
 
 
 @contextmanager
@@ -187,32 +146,35 @@ def _copy_tensors(
 ) -> str:
     """Copy every tensor to its place and return the source's SHA-256."""
     header = source.header
-    progress = _Progress(context, sum(info.size for info in header.tensors.values()))
-    digest = Digest()
+    progress = _Progress(context, source.assembly.file_size)
     with ExitStack() as stack:
-        stack.callback(digest.close)
-        reader = stack.enter_context(CheckpointReader(header.path))
+        reader = stack.enter_context(AssemblyReader(source.assembly))
         writers = _open_writers(routes, folder, source.family, stack)
-        digest.update(reader.header_bytes())
-        for key in header.tensors:
-            chunks = _through(reader.chunks(key), digest, progress)
-            _copy_tensor(key, routes.get(key), chunks, writers, header.path)
-        return digest.hexdigest()
+        for key, info in header.tensors.items():
+            chunks = _through(reader.chunks(key), progress)
+            route = routes.get(key)
+            if route is None:
+                _skip(chunks)
+            else:
+                _copy_tensor(key, info, route, chunks, writers[route.part], header.path)
+        return reader.sha256()
 
 
 def _copy_tensor(
     key: str,
-    route: Route | None,
+    info: TensorInfo,
+    route: Route,
     chunks: Iterator[memoryview],
-    writers: Mapping[str, CheckpointWriter],
+    writer: CheckpointWriter,
     path: Path,
 ) -> None:
-    if route is None:
-        for _ in chunks:
-            pass
-        return
+    contents: Iterator[Data] = _divided(chunks, [entry.size for entry in route.entries])
+    if route.transposed:
+        contents = iter([tensor_of(chunks, info.dtype, info.shape).t().contiguous()])
     try:
-        writers[route.part].write(route.entry.key, chunks)
+        for entry, data in zip(route.entries, contents, strict=True):
+            writer.write(entry.key, data)
+        _skip(chunks)
     except NonFiniteError as error:
         raise CheckpointError(
             f"{path} is broken: its weight {key} holds NaN or infinite numbers.",
@@ -220,11 +182,29 @@ def _copy_tensor(
         ) from error
 
 
-def _through(
-    chunks: Iterator[memoryview], digest: Digest, progress: _Progress
-) -> Iterator[memoryview]:
+def _divided(chunks: Iterator[memoryview], sizes: Sequence[int]) -> Iterator[Data]:
+    """Yield the stream in parts of these sizes; each must be used up before the next."""
+    rest = memoryview(b"")
+
+    def take(size: int) -> Iterator[memoryview]:
+        nonlocal rest
+        while size:
+            rest = rest or next(chunks)
+            piece, rest = rest[:size], rest[size:]
+            size -= len(piece)
+            yield piece
+
+    for size in sizes:
+        yield take(size)
+
+
+def _skip(chunks: Iterator[memoryview]) -> None:
+    for _ in chunks:
+        pass
+
+
+def _through(chunks: Iterator[memoryview], progress: _Progress) -> Iterator[memoryview]:
     for chunk in chunks:
-        digest.update(chunk)
         yield chunk
         progress.advance(len(chunk))
 
@@ -235,7 +215,9 @@ def _open_writers(
     writers = {}
     for part in (*family.networks, EXTRAS):
         path = folder.extras_path if part == EXTRAS else weights_file(folder, part)
-        entries = [route.entry for route in routes.values() if route.part == part]
+        entries = [
+            entry for route in routes.values() if route.part == part for entry in route.entries
+        ]
         temporary = stack.enter_context(atomic_file(path))
         writer = CheckpointWriter(temporary, entries, {"format": "pt"})
         writers[part] = stack.enter_context(writer)
@@ -268,10 +250,13 @@ def _write_records(
     for component, config in source.configs.items():
         atomic_write_json(config_file(folder, component), config)
     source.family.write_tokenizers(folder)
-    atomic_write_json(folder.path / "model_index.json", PIPELINE)
+    index = source.family.model_index(source.configs)
+    atomic_write_json(folder.path / "model_index.json", index)
+    side = needed_settings(source.family, source.header, source.configs)
     if source.side is not None:
-        yaml = side_path(source.header.path).read_bytes()
-        atomic_write_bytes(folder.kept_side_file, yaml)
+        side = side_path(source.header.path).read_bytes()
+    if side is not None:
+        atomic_write_bytes(folder.kept_side_file, side)
     tensors = source.header.tensors
     layout = [
         [route.key, tensors[key].dtype, list(tensors[key].shape)] for key, route in routes.items()

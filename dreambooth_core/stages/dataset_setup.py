@@ -26,7 +26,8 @@ def cache_latents(
 ) -> LatentSource:
     """Encode every picture in every form it can appear in; the VAE is not needed after.
 
-    Always in fp32, so that latents do not depend on the run's precision. Raises StopRequested.
+    But for inpainting models, which see the pictures behind a new mask in every step. Always in
+    fp32, so that latents do not depend on the run's precision. Raises StopRequested.
     """
     model = context.workspace.model(config.model)
     family, device = FAMILIES[components.family], components.vae.device
@@ -41,7 +42,12 @@ def cache_latents(
         requests.stop_if_asked()
 
     cache = LatentCache(model.cache_dir if config.images.cache_latents == "disk" else None)
-    source = LatentSource(cache, encode, vae_hash=model.read_info().source_sha256)
+    source = LatentSource(
+        cache,
+        encode,
+        vae_hash=model.read_info().source_sha256,
+        with_pixels=components.paints_into_pictures(),
+    )
     variants = training_set.variants()
     context.emit(PhaseStarted(PHASE, len(variants), "images"))
     source.fill(variants, batch_size=config.batch.batch_size, on_progress=progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from dreambooth_core.checkpoint.header import (
@@ -13,17 +14,26 @@ from dreambooth_core.checkpoint.header import (
     encode_header,
     read_header,
 )
+from dreambooth_core.checkpoint.recognise import UNET
 from dreambooth_core.data.buckets import sides_quantum
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.job.workspace import ModelFolder
 
 SAVED_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 SOURCE_DTYPE = "source"
+V_PREDICTION_KEY = "v_pred"
+ZERO_SNR_KEY = "ztsnr"
+"""Empty tensors by which newer hosts tell what a UNet predicts."""
+EMA_COUNTERS = {"model_ema.decay": "F32", "model_ema.num_updates": "I32"}
+"""What the original training code keeps beside a running average, and the dtypes."""
 
 
 def component_config(folder: ModelFolder, component: str) -> dict[str, Any]:
     """Return a component's config; raises CheckpointError naming a file that cannot be read."""
-    path = folder.component(component) / "config.json"
+    return _read_config(folder.component(component) / "config.json")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return config
@@ -46,10 +56,20 @@ def latent_numbers(folder: ModelFolder, width: int, height: int) -> int:
     return int(config["latent_channels"]) * (width // factor) * (height // factor)
 
 
+def text_encoders(folder: ModelFolder) -> list[str]:
+    """Return the names of a model's text encoders."""
+    return sorted(path.name for path in folder.path.glob("text_encoder*"))
+
+
 def weight_count(folder: ModelFolder, component: str) -> int:
     """Return how many numbers a component's weights have."""
+    return sum(map(prod, weight_shapes(folder, component).values()))
+
+
+def weight_shapes(folder: ModelFolder, component: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a component's weights by name."""
     headers = [read_header(path) for path in folder.component(component).glob("*.safetensors")]
-    return sum(prod(info.shape) for header in headers for info in header.tensors.values())
+    return {key: info.shape for header in headers for key, info in header.tensors.items()}
 
 
 def read_layout(folder: ModelFolder) -> Header:
@@ -68,17 +88,38 @@ def read_layout(folder: ModelFolder) -> Header:
     return Header(path, tensors, {}, 0)
 
 
-def checkpoint_bytes(folder: ModelFolder, dtype: str) -> int:
+def host_keys(folder: ModelFolder) -> list[str]:
+    """Return the empty keys that hosts look for in the model's checkpoints and its source lacks."""
+    path = folder.component("scheduler") / "scheduler_config.json"
+    scheduler = _read_config(path)
+    wanted = [V_PREDICTION_KEY] if scheduler["prediction_type"] == "v_prediction" else []
+    wanted += [ZERO_SNR_KEY] if scheduler.get("rescale_betas_zero_snr") else []
+    there = read_layout(folder).tensors
+    return [key for key in wanted if key not in there]
+
+
+def ema_name(key: str) -> str:
+    """Return what the original training code calls the running average of a weight."""
+    return "model_ema." + key.removeprefix("model.").replace(".", "")
+
+
+def checkpoint_bytes(folder: ModelFolder, dtype: str, ema_keys: bool = False) -> int:
     """Return the size of a saved checkpoint, but for a few words that it says about itself.
 
-    `dtype` is as in the settings; what belongs to no component keeps its number format.
+    `dtype` is as in the settings; what belongs to no component keeps its number format. `ema_keys`
+    is whether the UNet's running average is written beside it.
     """
     extras = read_header(folder.extras_path).tensors
-    tensors: dict[str, TensorInfo] = {}
-    end = 0
+    rows: list[tuple[str, str, tuple[int, ...]]] = [(key, "F32", (0,)) for key in host_keys(folder)]
+    rows += [(key, name, ()) for key, name in EMA_COUNTERS.items() if ema_keys]
     for key, info in read_layout(folder).tensors.items():
         kept = key in extras or dtype == SOURCE_DTYPE
-        saved = info.dtype if kept else SAVED_DTYPES[dtype]
-        start, end = end, end + prod(info.shape) * DTYPE_BYTES[saved]
-        tensors[key] = TensorInfo(saved, info.shape, start, end)
+        rows.append((key, info.dtype if kept else SAVED_DTYPES[dtype], info.shape))
+        if ema_keys and key.startswith(UNET) and key not in extras:
+            rows.append((ema_name(key), *rows[-1][1:]))
+    tensors: dict[str, TensorInfo] = {}
+    end = 0
+    for key, saved, shape in rows:
+        start, end = end, end + prod(shape) * DTYPE_BYTES[saved]
+        tensors[key] = TensorInfo(saved, shape, start, end)
     return len(encode_header(tensors, {})) + end

@@ -50,7 +50,7 @@ def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:
         return {"model": config.model, "stopped": True}
     foreseen = foresee(config, context, concepts)
     plan, files = foreseen.plan, plan_files(foreseen)
-    context.emit(PlanMade(plan_lines(config, plan, context.workspace.checkpoints_dir)))
+    context.emit(PlanMade(plan_lines(config, plan, context.workspace)))
     for number, concept in enumerate(concepts, start=1):
         context.emit(_class_images_of(concept.class_plan, number))
     rows = list(image_rows(foreseen, concepts))

@@ -9,13 +9,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dreambooth_core.adapters.targets import adapter_numbers
+from dreambooth_core.checkpoint.header import DTYPE_BYTES
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.data.dataset import TrainingSet
-from dreambooth_core.job.checkpoint_files import side_path
+from dreambooth_core.job.checkpoint_files import card_path, card_picture_path, side_path
 from dreambooth_core.job.events import FilesPlanned, PlannedFile
 from dreambooth_core.job.workspace import ModelFolder, Workspace
 from dreambooth_core.stages.class_image_plan import ConceptPlan
-from dreambooth_core.stages.model_shape import checkpoint_bytes, latent_numbers, weight_count
+from dreambooth_core.stages.lora_sizes import adapter_sizes
+from dreambooth_core.stages.model_shape import (
+    SAVED_DTYPES,
+    checkpoint_bytes,
+    latent_numbers,
+    text_encoders,
+    weight_count,
+    weight_shapes,
+)
 from dreambooth_core.stages.saved_states import state_folder
 from dreambooth_core.stages.training_plan import (
     TrainingPlan,
@@ -32,6 +42,12 @@ RUN = "RUN"
 
 PNG_BYTES_PER_PIXEL = 1.6
 """What photographs take as PNG, measured roughly; noise takes 3, drawings far less."""
+
+CARD_BYTES = 300
+"""What the words of a card take, about."""
+
+LORA_LAYER_BYTES = 512
+"""What a LoRA file's header says of a layer, about."""
 
 FP32_BYTES = 4
 MOMENTS = {"lion": 1, "adamw": 2}
@@ -116,14 +132,37 @@ def _previews(foreseen: Foreseen) -> Iterator[PlannedFile]:
 
 def _checkpoints(foreseen: Foreseen) -> Iterator[PlannedFile]:
     config, plan, model = foreseen.config, foreseen.plan, foreseen.model
-    steps = planned_checkpoints(config, plan)
-    size = checkpoint_bytes(model, config.saving.dtype) if steps else 0
+    steps, lora = planned_checkpoints(config, plan), config.lora.enabled
+    size = _saved_bytes(foreseen) if steps else 0
     for step in steps:
-        path = checkpoint_file(config, foreseen.workspace.checkpoints_dir, step)
-        yield PlannedFile(str(path), size, _when(plan, step))
-        if model.kept_side_file.exists():
+        path = checkpoint_file(config, foreseen.workspace, step)
+        yield PlannedFile(str(path), size, _when(plan, step), estimated=lora)
+        if model.kept_side_file.exists() and not lora:
             side = model.kept_side_file.stat().st_size
             yield PlannedFile(str(side_path(path)), side, _when(plan, step))
+        if not lora:
+            yield from _card(foreseen, path, step)
+
+
+def _card(foreseen: Foreseen, path: Path, step: int) -> Iterator[PlannedFile]:
+    """Yield what the WebUI shows of a checkpoint: words, and a preview if there is one by then."""
+    config, when = foreseen.config, _when(foreseen.plan, step)
+    yield PlannedFile(str(card_path(path)), CARD_BYTES, when, estimated=True)
+    steps = range(foreseen.plan.start.step + 1, step + 1)
+    due = (what_is_due(config, progress_at(foreseen.plan, s)).preview for s in steps)
+    if preview_prompts(config) and any(due):
+        size = round(config.images.resolution**2 * PNG_BYTES_PER_PIXEL)
+        yield PlannedFile(str(card_picture_path(path)), size, when, estimated=True)
+
+
+def _saved_bytes(foreseen: Foreseen) -> int:
+    config, model = foreseen.config, foreseen.model
+    if not config.lora.enabled:
+        ema_keys = config.saving.ema_keys and config.ema.enabled
+        return checkpoint_bytes(model, config.saving.dtype, ema_keys)
+    layers = [count for part in _parts(foreseen) for count in _adapter_numbers(foreseen, part)]
+    number = DTYPE_BYTES[SAVED_DTYPES[config.saving.dtype]]
+    return number * sum(layers) + LORA_LAYER_BYTES * len(layers)
 
 
 def _states(foreseen: Foreseen) -> Iterator[PlannedFile]:
@@ -140,11 +179,26 @@ def _states(foreseen: Foreseen) -> Iterator[PlannedFile]:
 
 def _state_bytes(foreseen: Foreseen) -> int:
     config = foreseen.config
-    parts = ["unet"] if config.unet.train else []
-    parts += ["text_encoder"] if foreseen.plan.text_encoder_steps else []
-    numbers = sum(weight_count(foreseen.model, part) for part in parts)
+    numbers = sum(_trained_numbers(foreseen, part) for part in _parts(foreseen))
     copies = 1 + config.ema.enabled + MOMENTS[config.optimizer.name]
     return FP32_BYTES * numbers * copies
+
+
+def _parts(foreseen: Foreseen) -> list[str]:
+    parts = ["unet"] if foreseen.config.unet.train else []
+    return parts + (text_encoders(foreseen.model) if foreseen.plan.text_encoder_steps else [])
+
+
+def _trained_numbers(foreseen: Foreseen, part: str) -> int:
+    if foreseen.config.lora.enabled:
+        return sum(_adapter_numbers(foreseen, part))
+    return weight_count(foreseen.model, part)
+
+
+def _adapter_numbers(foreseen: Foreseen, part: str) -> Iterator[int]:
+    lora = foreseen.config.lora
+    shapes = weight_shapes(foreseen.model, part)
+    return adapter_numbers(part, shapes, adapter_sizes(lora, part), dora=lora.dora)
 
 
 def _when(plan: TrainingPlan, step: int) -> str:

@@ -1,4 +1,4 @@
-"""Prompts to what the UNet reads: anew in every step while the text encoder learns, once after.
+"""Prompts to what the UNet reads: anew in every step while the text encoders learn, once after.
 
 Shapes: B examples, T tokens, D hidden width.
 """
@@ -14,7 +14,10 @@ from dreambooth_core.families.base import Components, Conditioning
 
 
 class PromptEncoder:
-    """Encodes prompts with a model's text encoder."""
+    """Encodes prompts with a model's text encoders.
+
+    An empty prompt, such as a caption that was dropped, is what the model is told without one.
+    """
 
     def __init__(self, components: Components, clip_skip: int) -> None:
         """Encode anew on every call, with gradients, until `freeze` is called."""
@@ -45,9 +48,10 @@ class PromptEncoder:
             self._remembered(prompt)
 
     def _encode(self, prompts: Sequence[str]) -> Conditioning:
-        return self._family.encode_prompts(
+        encoded = self._family.encode_prompts(
             self._components, list(prompts), clip_skip=self._clip_skip
         )
+        return self._family.unconditional(encoded, [not prompt for prompt in prompts])
 
     @torch.no_grad()
     def _remembered(self, prompt: str, beside: str = "") -> Conditioning:

@@ -20,8 +20,8 @@ from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.device import place, resolve_device
 from dreambooth_core.stages.png import read_png, save_png
 from dreambooth_core.stages.sampling import generate, picture_info
+from dreambooth_core.stages.save_lora import load_state_components
 from dreambooth_core.stages.saved_states import latest_state, state_progress
-from dreambooth_core.stages.training_state import trained_weights
 
 PHASE = "samples"
 
@@ -54,11 +54,10 @@ def choose_source(config: SampleConfig, context: RunContext) -> Source:
     state = latest_state(model)
     if state is None:
         return Source(load_components(model), model.name)
-    weights = trained_weights(state, config.use_ema)
     step = state_progress(state).step
     average = " EMA" if config.use_ema else ""
     name = f"{model.name} {state.parent.name} step {step}{average}"
-    return Source(load_components(model, weights=weights), name, step)
+    return Source(load_state_components(model, state, config.use_ema), name, step)
 
 
 def requests(config: SampleConfig, size: tuple[int, int], name: str) -> list[Request]:

@@ -30,6 +30,7 @@ Progress = Callable[[int, int], None]
 """Called after every denoising step with (done, total), in steps times pictures."""
 
 _NOISE_SCHEDULE_KEYS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+_ZERO_SNR_KEYS = ("rescale_betas_zero_snr", "timestep_spacing")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def build_scheduler(components: Components, sampler: str) -> Any:
         )
     entry = SAMPLERS[sampler]
     trained = components.noise_scheduler.config
-    schedule = {key: trained[key] for key in _NOISE_SCHEDULE_KEYS}
+    zero_snr = _ZERO_SNR_KEYS if trained.get("rescale_betas_zero_snr") else ()
+    schedule = {key: trained[key] for key in (*_NOISE_SCHEDULE_KEYS, *zero_snr)}
     return entry.scheduler(**schedule, prediction_type=components.prediction_type, **entry.options)
 
 
@@ -145,12 +147,6 @@ def _check_size(components: Components, settings: _Settings) -> None:
             )
 
 
-def _latent_shape(components: Components, settings: _Settings) -> tuple[int, int, int]:
-    factor = 2 ** (len(components.vae.config["block_out_channels"]) - 1)
-    channels = int(components.vae.config["latent_channels"])
-    return channels, settings.height // factor, settings.width // factor
-
-
 def to_images(pixels: torch.Tensor) -> list[Image.Image]:
     """Turn pixels (B, 3, H, W) in 0..1 into 8-bit RGB pictures; NaN is refused."""
     if not bool(torch.isfinite(pixels).all()):
@@ -166,7 +162,22 @@ def _encode(components: Components, row: Row, settings: _Settings) -> Conditioni
     """Encode one picture's texts by themselves: company of another length would change them."""
     texts = [row.prompt] if settings.cfg_scale == 1.0 else [row.negative_prompt, row.prompt]
     family = FAMILIES[components.family]
-    return family.encode_prompts(components, texts, clip_skip=settings.clip_skip)
+    encoded = family.encode_prompts(components, texts, clip_skip=settings.clip_skip)
+    return family.unconditional(encoded, [not text for text in texts[:-1]] + [False])
+
+
+def _with_pictures_form(
+    components: Components, conditioning: Conditioning, settings: _Settings
+) -> Conditioning:
+    """Tell of a whole picture of the asked size, and of all of it being to be painted."""
+    rows, height, width = len(conditioning), settings.height, settings.width
+    sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+    canvas = None
+    if components.paints_into_pictures():
+        gray, everything = torch.zeros(1, 3, height, width), torch.ones(1, 1, height, width)
+        family = FAMILIES[components.family]
+        canvas = family.canvas(components, gray, everything).expand(rows, -1, -1, -1)
+    return conditioning.beside(sizes.expand(rows, -1), canvas)
 
 
 def _join(parts: Sequence[Conditioning]) -> Conditioning:
@@ -186,7 +197,9 @@ def _denoise(
     scheduler = build_scheduler(components, settings.sampler)
     scheduler.set_timesteps(settings.steps, device=device)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    latents: torch.Tensor = initial_noise(_latent_shape(components, settings), generators)
+    latents: torch.Tensor = initial_noise(
+        components.latent_shape(settings.width, settings.height), generators
+    )
     latents = latents.to(device) * scheduler.init_noise_sigma
     extra = {"generator": generators} if SAMPLERS[settings.sampler].ancestral else {}
     for timestep in scheduler.timesteps:
@@ -209,7 +222,9 @@ def _paint(
         encoded = [(row, _encode(components, row, settings)) for row in rows]
         for _, members in itertools.groupby(encoded, key=lambda pair: _tokens(pair[1])):
             group = list(members)
-            conditioning = _join([part for _, part in group]).to(components.unet.device)
+            told = _join([part for _, part in group])
+            conditioning = _with_pictures_form(components, told, settings)
+            conditioning = conditioning.to(components.unet.device)
             seeds = [row.seed for row, _ in group]
             latents = _denoise(components, conditioning, seeds, settings, on_step)
             family = FAMILIES[components.family]

@@ -1,49 +1,38 @@
-"""From a model to a checkpoint file: trained tensors laid over the base, in the source's layout.
-
-A tensor that was not trained and keeps its dtype passes byte for byte; so do all extras, whose
-dtypes matter (a noise schedule rounded to fp16 would spoil the host's).
-"""
+"""From a model to a checkpoint file: trained tensors laid over the base, in the source's layout."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from dreambooth_core.checkpoint.file import (
-    TORCH_DTYPES,
-    CheckpointReader,
-    Data,
-    Entry,
-    WrittenFile,
-    cast_chunks,
-    write_checkpoint,
-)
-from dreambooth_core.checkpoint.header import Header, TensorInfo
-from dreambooth_core.checkpoint.metadata import (
-    Description,
-    checkpoint_metadata,
-    flat_metadata,
-    training_metadata,
-)
-from dreambooth_core.checkpoint.stream import Buffers
-from dreambooth_core.config.schema import SaveConfig
-from dreambooth_core.errors import CheckpointError, InputError
-from dreambooth_core.families import family_of
-from dreambooth_core.families.base import KeyPair, Weights
-from dreambooth_core.families.loading import read_configs, weights_file
+from dreambooth_core.checkpoint.file import WrittenFile, write_checkpoint
+from dreambooth_core.checkpoint.metadata import flat_metadata
+from dreambooth_core.config.schema import SaveConfig, TrainConfig
+from dreambooth_core.config.serialize import from_dict
+from dreambooth_core.errors import InputError
+from dreambooth_core.families.base import Weights
 from dreambooth_core.job.checkpoint_files import checkpoint_path, side_path
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import CheckpointSaved
 from dreambooth_core.job.storage import atomic_write_bytes
 from dreambooth_core.job.workspace import ModelFolder
+from dreambooth_core.stages.checkpoint_entries import Averages, checkpoint_entries
 from dreambooth_core.stages.disk import require_space
-from dreambooth_core.stages.model_shape import SAVED_DTYPES, SOURCE_DTYPE, read_layout
-from dreambooth_core.stages.saved_states import EMA_FILE, latest_state, state_progress
+from dreambooth_core.stages.lora_training import is_lora_state
+from dreambooth_core.stages.model_card import write_card
+from dreambooth_core.stages.run_metadata import model_metadata, run_metadata
+from dreambooth_core.stages.save_lora import save_lora_of_state
+from dreambooth_core.stages.saved_states import (
+    EMA_FILE,
+    Progress,
+    latest_state,
+    read_intact,
+    state_progress,
+)
+from dreambooth_core.stages.side_settings import side_settings
 from dreambooth_core.stages.training_state import trained_weights
 
 
@@ -51,22 +40,29 @@ def run(config: SaveConfig, context: RunContext) -> dict[str, Any]:
     """Write the asked-for state of the model, or its base if it was not trained yet."""
     folder = context.workspace.model(config.model)
     folder.require()
+    state = latest_state(folder, config.run, config.step)
+    if state is not None and is_lora_state(state):
+        return save_lora_of_state(config, context, state)
     trained = _trained(folder, config)
+    step, epoch = trained.progress.step, trained.progress.epoch
     path = checkpoint_path(
-        context.workspace.checkpoints_dir,
-        config.name or folder.name,
-        trained.step,
-        config.subfolder,
+        context.workspace.checkpoints_dir, config.name or folder.name, step, config.subfolder
     )
-    written = save_checkpoint(folder, path, trained.weights, config.dtype, trained.metadata)
+    metadata: dict[str, str] = {}
+    if trained.settings is not None:
+        averaged = config.use_ema and trained.settings.ema.enabled
+        metadata = run_metadata(trained.settings, trained.progress, averaged)
+    written = save_checkpoint(
+        folder, path, trained.weights, config.dtype, metadata, trained.averages
+    )
     remember_checkpoint(folder, path)
-    context.emit(
-        CheckpointSaved(str(path), trained.step, trained.epoch, written.sha256, written.size)
-    )
+    if trained.settings is not None:
+        write_card(folder, path, trained.settings, trained.progress)
+    context.emit(CheckpointSaved(str(path), step, epoch, written.sha256, written.size))
     return {
         "model": folder.name,
         "path": str(path),
-        "step": trained.step,
+        "step": step,
         "sha256": written.sha256,
         "size": written.size,
     }
@@ -78,25 +74,26 @@ def save_checkpoint(
     weights: Mapping[str, Weights],
     dtype: str,
     metadata: Mapping[str, str] | None = None,
+    averages: Averages | None = None,
 ) -> WrittenFile:
     """Write the base with `weights` (component, then name) laid over it, all or nothing.
 
     `dtype` is "fp16", "bf16", "fp32", or "source" for each tensor's dtype in the source file;
-    `metadata` is added to what every checkpoint says about itself. The source's `.yaml`, if it had
-    one, is written first. Raises NonFiniteError naming a weight that is NaN or infinite.
+    `metadata` is added to what every checkpoint says about itself; `averages` are written beside
+    the weights. The `.yaml` that belongs to it, if any, is written first. Raises NonFiniteError
+    naming a weight that is NaN or infinite.
     """
-    header = {**_describe(folder, path), **flat_metadata(metadata or {})}
-    side = side_path(path)
-    kept = folder.kept_side_file
+    header = {**model_metadata(folder, path), **flat_metadata(metadata or {})}
+    side, settings = side_path(path), side_settings(folder)
     try:
         with ExitStack() as stack:
-            entries = _entries(folder, weights, dtype, stack)
+            entries = checkpoint_entries(folder, weights, dtype, stack, averages)
             require_space(path.parent, sum(entry.size for entry in entries), "The checkpoint")
-            if kept.exists():
-                atomic_write_bytes(side, kept.read_bytes())
+            if settings is not None:
+                atomic_write_bytes(side, settings)
             return write_checkpoint(path, entries, header)
     except BaseException:
-        if kept.exists() and not path.exists():
+        if settings is not None and not path.exists():
             side.unlink(missing_ok=True)
         raise
 
@@ -111,22 +108,21 @@ def remember_checkpoint(folder: ModelFolder, path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Trained:
-    """What is laid over the base, and how far the run that made it was."""
+    """What is laid over the base, and the training that made it; a base has none."""
 
     weights: Mapping[str, Weights]
-    step: int = 0
-    epoch: int = 0
-    metadata: Mapping[str, str] | None = None
+    progress: Progress = field(default_factory=Progress)
+    settings: TrainConfig | None = None
+    averages: Averages | None = None
 
 
 def _trained(folder: ModelFolder, config: SaveConfig) -> _Trained:
     state = latest_state(folder, config.run, config.step)
     if state is not None:
-        progress = state_progress(state)
-        averaged = config.use_ema and (state / EMA_FILE).exists()
-        metadata = training_metadata(progress.step, progress.epoch, uses_ema=averaged)
+        settings = from_dict(TrainConfig, read_intact(state)["settings"])
+        averages = _averages(state, settings) if config.ema_keys else None
         weights = trained_weights(state, config.use_ema)
-        return _Trained(weights, progress.step, progress.epoch, metadata)
+        return _Trained(weights, state_progress(state), settings, averages)
     if config.run or config.step:
         wanted = f" of the run {config.run!r}" if config.run else ""
         wanted += f" at step {config.step}" if config.step else ""
@@ -138,77 +134,12 @@ def _trained(folder: ModelFolder, config: SaveConfig) -> _Trained:
     return _Trained({})
 
 
-def _describe(folder: ModelFolder, path: Path) -> dict[str, str]:
-    info = folder.read_info()
-    return checkpoint_metadata(
-        Description(
-            title=path.stem,
-            architecture=family_of(folder).architecture,
-            resolution=info.resolution,
-            prediction_type=info.prediction_type,
-            source_sha256=info.source_sha256,
+def _averages(state: Path, settings: TrainConfig) -> Averages:
+    if not (state / EMA_FILE).exists():
+        raise InputError(
+            f"The training state {state} has no running average to write beside the weights.",
+            remedy="Switch off ema_keys, or train with EMA switched on.",
+            field="ema_keys",
         )
-    )
-
-
-def _entries(
-    folder: ModelFolder, weights: Mapping[str, Weights], dtype: str, stack: ExitStack
-) -> list[Entry]:
-    """Return an entry for every tensor of the source, in its order."""
-    family = family_of(folder)
-    layout = read_layout(folder)
-    pairs = {pair.source: pair for pair in family.key_map(layout, read_configs(folder, family))}
-    _check_fit(weights, layout, list(pairs.values()))
-    readers = {
-        component: stack.enter_context(CheckpointReader(weights_file(folder, component)))
-        for component in family.networks
-    }
-    extras = stack.enter_context(CheckpointReader(folder.extras_path))
-    entries, buffers = [], Buffers()
-    for key, info in layout.tensors.items():
-        if key not in pairs:
-            entries.append(_verbatim(key, info, extras, key))
-            continue
-        pair = pairs[key]
-        target = info.dtype if dtype == SOURCE_DTYPE else SAVED_DTYPES[dtype]
-        weight = weights.get(pair.component, {}).get(pair.target)
-        if weight is not None:
-            entries.append(_trained_entry(key, info, target, weight))
-        else:
-            reader = readers[pair.component]
-            entries.append(_base_entry(key, info, target, reader, pair.target, buffers))
-    return entries
-
-
-def _verbatim(key: str, info: TensorInfo, reader: CheckpointReader, name: str) -> Entry:
-    return Entry(key, info.dtype, info.shape, lambda: reader.chunks(name), verbatim=True)
-
-
-def _trained_entry(key: str, info: TensorInfo, dtype: str, weight: Tensor) -> Entry:
-    return Entry(key, dtype, info.shape, lambda: weight.detach().to(TORCH_DTYPES[dtype]))
-
-
-def _base_entry(
-    key: str, info: TensorInfo, dtype: str, reader: CheckpointReader, name: str, buffers: Buffers
-) -> Entry:
-    def load() -> Data:
-        chunks = reader.chunks(name)
-        return chunks if dtype == info.dtype else cast_chunks(chunks, info.dtype, dtype, buffers)
-
-    return Entry(key, dtype, info.shape, load)
-
-
-def _check_fit(weights: Mapping[str, Weights], layout: Header, pairs: Sequence[KeyPair]) -> None:
-    expected = {
-        (pair.component, pair.target): pair.target_shape(layout.tensors[pair.source].shape)
-        for pair in pairs
-    }
-    for component, tensors in weights.items():
-        for target, weight in tensors.items():
-            shape = tuple(weight.shape)
-            if expected.get((component, target)) != shape:
-                raise CheckpointError(
-                    f"The trained weight {target} of {component}, of shape {list(shape)}, does not"
-                    " fit the model.",
-                    remedy="It belongs to another model.",
-                )
+    weights = trained_weights(state, use_ema=True)
+    return Averages(weights, settings.ema.decay, state_progress(state).step)

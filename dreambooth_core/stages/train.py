@@ -19,6 +19,7 @@ from dreambooth_core.optim.lr import lr_factor
 from dreambooth_core.stages.class_images import ensure_class_images
 from dreambooth_core.stages.dataset_setup import cache_latents
 from dreambooth_core.stages.device import place
+from dreambooth_core.stages.lora_training import require_same_adapters
 from dreambooth_core.stages.prompt_encoder import PromptEncoder
 from dreambooth_core.stages.requests import Requests, StopRequested
 from dreambooth_core.stages.saved_states import Progress, state_to_resume
@@ -84,7 +85,7 @@ def prepare(config: TrainConfig, context: RunContext, requests: Requests) -> Tra
         steps_per_epoch=arrange(config, instances).steps_per_epoch,
         start=state.progress if state else Progress(),
     )
-    context.emit(PlanMade(plan_lines(config, plan, context.workspace.checkpoints_dir)))
+    context.emit(PlanMade(plan_lines(config, plan, context.workspace)))
 
     # -- class images, painted by the untouched model where they are short
     class_images = ensure_class_images(config, context, components)
@@ -155,7 +156,9 @@ def finish(trainer: Trainer, finished: bool) -> dict[str, Any]:
         "epochs": trainer.progress.epoch,
         "total_steps": trainer.plan.total_steps,
         "loss": trainer.last_loss,
-        "checkpoints": [str(path) for path in trainer.checkpoints.values()],
+        "loras" if trainer.config.lora.enabled else "checkpoints": [
+            str(path) for path in trainer.checkpoints.values()
+        ],
         "state": str(trainer.states[step]) if step in trainer.states else "",
         "seconds": round(time.monotonic() - trainer.started, 3),
     }
@@ -168,6 +171,7 @@ def find_state(config: TrainConfig, context: RunContext) -> TrainingState | None
         return None
     path = state_to_resume(context.workspace.model(config.model))
     state = load_state(path)
+    require_same_adapters(config, state.settings)
     context.emit(Notice("info", f"Goes on from {path}, step {state.progress.step}."))
     changed = changed_settings(config, state)
     if changed:
@@ -196,18 +200,20 @@ def sample_now(trainer: Trainer) -> None:
 
 
 def freeze_text_encoder_if_due(trainer: Trainer) -> None:
-    """End the text encoder's training after its share: out of the optimizer, prompts cached."""
-    text_encoder = trainer.parts.get("text_encoder")
+    """End the text encoders' training after their share: out of the optimizer, prompts cached."""
+    encoders = trainer.components.text_encoders()
+    trained = [name for name in encoders if name in trainer.parts]
     due = trainer.progress.step == trainer.plan.text_encoder_steps
-    if text_encoder is None or not due or trainer.plan.start == trainer.progress:
+    if not trained or not due or trainer.plan.start == trainer.progress:
         return
     optimizer = trainer.optimizer.optimizer
-    group = next(g for g in optimizer.param_groups if g["name"] == "text_encoder")
-    optimizer.param_groups.remove(group)
-    for parameter in group["params"]:
-        optimizer.state.pop(parameter, None)
-    text_encoder.requires_grad_(False)
-    text_encoder.eval()
+    for group in [g for g in optimizer.param_groups if g["name"] in trained]:
+        optimizer.param_groups.remove(group)
+        for parameter in group["params"]:
+            optimizer.state.pop(parameter, None)
+    for name in trained:
+        trainer.parts[name].requires_grad_(False)
+        encoders[name].eval()
     with trainer.accelerator.autocast():
         trainer.objective.encode.freeze(all_prompts(trainer.training_set))
 

@@ -10,18 +10,24 @@ import psutil
 import torch
 from PIL import Image
 
-from dreambooth_core.checkpoint.metadata import training_metadata
+from dreambooth_core.checkpoint.file import WrittenFile
 from dreambooth_core.config.serialize import to_dict
 from dreambooth_core.families import FAMILIES
 from dreambooth_core.job.events import (
     CheckpointSaved,
+    LoraSaved,
     PhaseProgress,
     PhaseStarted,
     SampleSaved,
     StateSaved,
     StepDone,
 )
+from dreambooth_core.stages.checkpoint_entries import Averages
+from dreambooth_core.stages.lora_metadata import pictures_metadata, trained_lora_metadata
+from dreambooth_core.stages.lora_training import save_lora
+from dreambooth_core.stages.model_card import write_card
 from dreambooth_core.stages.png import save_png
+from dreambooth_core.stages.run_metadata import run_metadata
 from dreambooth_core.stages.sampling import generate, picture_info
 from dreambooth_core.stages.save import remember_checkpoint, save_checkpoint
 from dreambooth_core.stages.saved_states import keep_newest
@@ -64,24 +70,45 @@ def report_step(
 
 
 def write_checkpoint_file(trainer: Trainer) -> Path:
-    """Write the present weights, or their EMA, as a checkpoint for the WebUI."""
+    """Write the present weights, or their EMA, as a checkpoint or LoRA for the WebUI."""
     config, step, epoch = trainer.config, trainer.progress.step, trainer.progress.epoch
-    path = checkpoint_file(config, trainer.context.workspace.checkpoints_dir, step)
+    path = checkpoint_file(config, trainer.context.workspace, step)
     averaged = trainer.ema is not None and config.saving.use_ema
-    tokens = dict.fromkeys(c.instance_token for c in config.concepts if c.instance_token)
-    metadata = training_metadata(step, epoch, list(tokens), uses_ema=averaged)
-    weights = _weights_to_save(trainer)
-    written = save_checkpoint(trainer.model, path, weights, config.saving.dtype, metadata)
+    if config.lora.enabled:
+        written = _write_lora(trainer, path, averaged)
+    else:
+        metadata = run_metadata(config, trainer.progress, averaged)
+        weights = _weights_to_save(trainer)
+        written = save_checkpoint(
+            trainer.model, path, weights, config.saving.dtype, metadata, _averages(trainer)
+        )
+        remember_checkpoint(trainer.model, path)
     trainer.checkpoints[step] = path
-    remember_checkpoint(trainer.model, path)
-    trainer.context.emit(CheckpointSaved(str(path), step, epoch, written.sha256, written.size))
+    write_card(trainer.model, path, config, trainer.progress)
+    saved = LoraSaved if config.lora.enabled else CheckpointSaved
+    trainer.context.emit(saved(str(path), step, epoch, written.sha256, written.size))
     return path
+
+
+def _write_lora(trainer: Trainer, path: Path, averaged: bool) -> WrittenFile:
+    config, model, progress = trainer.config, trainer.model, trainer.progress
+    told = trained_lora_metadata(model, path, config, progress, averaged)
+    metadata = {**told, **pictures_metadata(trainer.plan)}
+    return save_lora(model, path, config, _weights_to_save(trainer), metadata)
 
 
 def _weights_to_save(trainer: Trainer) -> dict[str, Tensors]:
     if trainer.ema is not None and trainer.config.saving.use_ema:
         return by_component(trainer.ema.state_dict())
     return trainer.live_weights()
+
+
+def _averages(trainer: Trainer) -> Averages | None:
+    """Return the running average if it is to be written beside the weights."""
+    if trainer.ema is None or not trainer.config.saving.ema_keys:
+        return None
+    weights = by_component(trainer.ema.state_dict())
+    return Averages(weights, trainer.config.ema.decay, trainer.progress.step)
 
 
 def write_state(trainer: Trainer) -> Path:

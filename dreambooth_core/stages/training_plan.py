@@ -13,6 +13,7 @@ from pathlib import Path
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.errors import InputError
 from dreambooth_core.job.checkpoint_files import checkpoint_path
+from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.stages.saved_states import Progress
 
 LISTED_FILES = 3
@@ -112,10 +113,11 @@ def what_is_due(config: TrainConfig, progress: Progress) -> Due:
     )
 
 
-def checkpoint_file(config: TrainConfig, checkpoints_dir: Path, step: int) -> Path:
-    """Return where the checkpoint of a step goes; a file that is there is never written over."""
+def checkpoint_file(config: TrainConfig, workspace: Workspace, step: int) -> Path:
+    """Return where a step's checkpoint or LoRA goes; a file that is there is not written over."""
     name, subfolder = config.saving.name or config.model, config.saving.subfolder
-    return checkpoint_path(checkpoints_dir, name, step, subfolder)
+    folder = workspace.lora_dir if config.lora.enabled else workspace.checkpoints_dir
+    return checkpoint_path(folder, name, step, subfolder)
 
 
 def preview_prompts(config: TrainConfig) -> list[str]:
@@ -129,13 +131,13 @@ def preview_file(folder: Path, step: int, number: int) -> Path:
     return folder / f"step_{step:08d}_{number:02d}.png"
 
 
-def plan_lines(config: TrainConfig, plan: TrainingPlan, checkpoints_dir: Path) -> list[str]:
+def plan_lines(config: TrainConfig, plan: TrainingPlan, workspace: Workspace) -> list[str]:
     """Return the plan in words."""
     lines = [_pictures_line(plan), _steps_line(config, plan)]
     if plan.start.step:
         lines.append(f"Goes on from step {plan.start.step}: {_steps_left(plan)} steps are left.")
     lines.append(_parts_line(config, plan))
-    lines.append(_files_line(config, plan, checkpoints_dir))
+    lines.append(_files_line(config, plan, workspace))
     return lines
 
 
@@ -183,13 +185,15 @@ def _parts_line(config: TrainConfig, plan: TrainingPlan) -> str:
     if steps:
         share = "" if steps == plan.total_steps else f" (up to step {steps})"
         parts.append(f"the text encoder{share}")
-    return f"Trains {' and '.join(parts)}."
+    adapted = f"a LoRA of rank {config.lora.rank} for " if config.lora.enabled else ""
+    return f"Trains {adapted}{' and '.join(parts)}."
 
 
-def _files_line(config: TrainConfig, plan: TrainingPlan, checkpoints_dir: Path) -> str:
-    paths = [checkpoint_file(config, checkpoints_dir, s) for s in planned_checkpoints(config, plan)]
+def _files_line(config: TrainConfig, plan: TrainingPlan, workspace: Workspace) -> str:
+    paths = [checkpoint_file(config, workspace, s) for s in planned_checkpoints(config, plan)]
     if not paths:
-        return "Writes no checkpoint, only the state to resume from."
+        kind = "LoRA" if config.lora.enabled else "checkpoint"
+        return f"Writes no {kind}, only the state to resume from."
     names = ", ".join(path.name for path in paths[:LISTED_FILES])
     more = f" and {len(paths) - LISTED_FILES} more" if len(paths) > LISTED_FILES else ""
     return f"Writes {names}{more} into {paths[0].parent}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.optim.build import build_optimizer, parameter_groups
 from dreambooth_core.optim.ema import ExponentialMovingAverage
 from dreambooth_core.stages.device import resolve_device
+from dreambooth_core.stages.lora_training import add_adapters
 from dreambooth_core.stages.prompt_encoder import PromptEncoder
 from dreambooth_core.stages.requests import Requests
 from dreambooth_core.stages.saved_states import Progress
@@ -93,7 +94,8 @@ def trained_parts(
     config: TrainConfig, components: Components, plan: TrainingPlan, state: TrainingState | None
 ) -> dict[str, nn.Module]:
     """Return the networks whose weights differ from the base's during this run or before it."""
-    learn = {"unet": config.unet.train, "text_encoder": plan.text_encoder_steps > 0}
+    encoders = dict.fromkeys(components.text_encoders(), plan.text_encoder_steps > 0)
+    learn = {"unet": config.unet.train, **encoders}
     learnt = state.weights if state else {}
     modules = components.modules()
     return {name: modules[name] for name in learn if learn[name] or name in learnt}
@@ -108,22 +110,28 @@ def prepare_networks(
 ) -> dict[str, nn.Module]:
     """Put the saved weights in, mark what learns from here on, and return the trained parts."""
     parts = trained_parts(config, components, plan, state)
+    if config.lora.enabled:
+        parts = dict(add_adapters(config.lora, config.seed, components, parts))
     for name, weights in (state.weights if state else {}).items():
         _put_weights(parts[name], weights, name)
+    encoders = components.text_encoders()
     learning = {
         "unet": config.unet.train,
-        "text_encoder": plan.start.step < plan.text_encoder_steps,
+        **dict.fromkeys(encoders, plan.start.step < plan.text_encoder_steps),
     }
     for name, module in components.modules().items():
-        module.requires_grad_(learning.get(name, False))
+        module.requires_grad_(False)
         module.train(learning.get(name, False))
+    for name, part in parts.items():
+        part.requires_grad_(learning[name])
     if config.batch.gradient_checkpointing:
         components.unet.enable_gradient_checkpointing()
-        if learning["text_encoder"]:
-            components.text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
-    components.unet.to(device)
-    components.text_encoder.to(device)
-    components.vae.to("cpu")
+        for name, encoder in encoders.items():
+            if learning[name]:
+                encoder.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in (components.unet, *encoders.values()):
+        module.to(device)
+    components.vae.to(device if components.paints_into_pictures() else "cpu")
     return parts
 
 
@@ -134,13 +142,15 @@ def prepare_prompts(
     components: Components,
     training_set: TrainingSet,
 ) -> None:
-    """Encode all prompts now if the text encoder does not learn any more."""
-    if any(p.requires_grad for p in components.text_encoder.parameters()):
+    """Encode all prompts now if the text encoders do not learn any more."""
+    encoders = components.text_encoders()
+    if any(p.requires_grad for encoder in encoders.values() for p in encoder.parameters()):
         return
     with accelerator.autocast():
         encode.freeze(all_prompts(training_set))
-    if "text_encoder" not in parts:  # the EMA goes on reading a text encoder that has learnt
-        components.text_encoder.to("cpu")
+    for name, encoder in encoders.items():
+        if name not in parts:  # the EMA goes on reading a text encoder that has learnt
+            encoder.to("cpu")
 
 
 def prepare_optimizer(
@@ -150,13 +160,10 @@ def prepare_optimizer(
     state: TrainingState | None,
 ) -> AcceleratedOptimizer:
     """Return the optimizer over what learns, with its memory of `state` and its loss scale."""
-    rates = {
-        "unet": config.learning_rate.unet,
-        "text_encoder": config.learning_rate.text_encoder,
-    }
+    rates, decay = learning_rates(config, parts), config.optimizer
     decays = {
-        "unet": config.optimizer.weight_decay,
-        "text_encoder": config.optimizer.text_encoder_weight_decay,
+        name: decay.weight_decay if name == "unet" else decay.text_encoder_weight_decay
+        for name in parts
     }
     optimizer = build_optimizer(config.optimizer, parameter_groups(parts, rates, decays))
     if state and state.settings["optimizer"]["name"] == config.optimizer.name:
@@ -164,6 +171,15 @@ def prepare_optimizer(
     if state and state.loss_scaler and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state.loss_scaler)
     return accelerator.prepare_optimizer(optimizer)
+
+
+def learning_rates(config: TrainConfig, parts: Iterable[str]) -> dict[str, float]:
+    """Return the learning rate of each part: of the model's weights, or of the LoRA's."""
+    rates, lora = config.learning_rate, config.lora
+    unet, text_encoder = rates.unet, rates.text_encoder
+    if lora.enabled:
+        unet, text_encoder = lora.unet_learning_rate, lora.text_encoder_learning_rate
+    return {part: unet if part == "unet" else text_encoder for part in parts}
 
 
 def prepare_ema(

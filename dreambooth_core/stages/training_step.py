@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dreambooth_core.config.schema import LossSection
 from dreambooth_core.data.loading import Batch
+from dreambooth_core.data.masks import random_masks
 from dreambooth_core.diffusion.loss import min_snr_weights, per_example_mse, weighted_mean
 from dreambooth_core.diffusion.noise import add_noise, gaussian_noise, sample_timesteps, stream
 from dreambooth_core.diffusion.schedule import snr
@@ -47,11 +48,14 @@ class StepStreams:
     latents: torch.Generator
     noise: torch.Generator
     timesteps: torch.Generator
+    masks: torch.Generator
 
     @classmethod
     def of_step(cls, seed: int, step: int) -> StepStreams:
         """Return the streams of step number `step` (from 0): the same on every device."""
-        return cls(*(stream(seed, name, step) for name in ("latents", "noise", "timesteps")))
+        return cls(
+            *(stream(seed, name, step) for name in ("latents", "noise", "timesteps", "masks"))
+        )
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,12 @@ def example_losses(objective: Objective, batch: Batch, streams: StepStreams) -> 
     timesteps = sample_timesteps(len(latents), streams.timesteps, len(alphas_cumprod)).to(device)
     latents = latents.to(device)
     noisy_latents = add_noise(latents, noise, alphas_cumprod, timesteps)
+    conditioning = objective.encode(batch.prompts)
+    conditioning = conditioning.beside(
+        batch.sizes.to(device), masked_pictures(objective, batch, streams.masks)
+    )
     model_pred = FAMILIES[components.family].predict(
-        components, noisy_latents, timesteps, objective.encode(batch.prompts)
+        components, noisy_latents, timesteps, conditioning
     )
     prediction_type = components.prediction_type
     wanted = target(prediction_type, latents, noise, alphas_cumprod, timesteps)
@@ -83,6 +91,18 @@ def example_losses(objective: Objective, batch: Batch, streams: StepStreams) -> 
         ratio = snr(alphas_cumprod, timesteps)
         losses = losses * min_snr_weights(ratio, settings.min_snr_gamma, prediction_type)
     return losses
+
+
+def masked_pictures(
+    objective: Objective, batch: Batch, generator: torch.Generator
+) -> Tensor | None:
+    """Return what an inpainting UNet sees beside the latents, (B,1+C,h,w), with new masks."""
+    if batch.pixels is None:
+        return None
+    family, device = FAMILIES[objective.components.family], objective.device
+    count, _, height, width = batch.pixels.shape
+    masks = random_masks(count, height, width, generator).to(device)
+    return family.canvas(objective.components, batch.pixels.to(device), masks)
 
 
 def train_step(

@@ -231,6 +231,7 @@ class Page:
             subfolder=saving.subfolder,
             dtype=saving.dtype,
             use_ema=saving.use_ema,
+            ema_keys=saving.ema_keys,
         )
 
     def comparison(self, values: Values) -> CompareConfig:

@@ -11,11 +11,12 @@ import gradio as gr
 
 from dreambooth_core import demo
 from dreambooth_core.checkpoint.header import Header, read_header
-from dreambooth_core.checkpoint.recognise import TRAINABLE, has_ema_weights, trainable_family
+from dreambooth_core.checkpoint.recognise import family_label, has_ema_weights
 from dreambooth_core.config.schema import CreateConfig
 from dreambooth_core.config.validate import check
 from dreambooth_core.errors import DreamboothError
 from dreambooth_core.host.base import Host
+from dreambooth_core.job.checkpoint_files import is_pipeline_folder
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.ui.controls import Fields, side_button
 from dreambooth_core.ui.gradio_compat import listen, make, settled_events
@@ -24,6 +25,7 @@ from dreambooth_core.world.install import install
 
 START = Callable[[str, Any], Any]
 HINT = "Choose a checkpoint to see what it is."
+FOLDER = "A model in the diffusers layout. It is saved as a single file that the WebUI loads."
 
 
 class CreateTab:
@@ -41,7 +43,7 @@ class CreateTab:
                 with make(gr.Row, elem_classes=["dreambooth-with-button"]):
                     self.fields.place("source", choices=source_names(host))
                     self.refresh = side_button("Refresh", "create_refresh")
-                self.fields.place("extract_ema")
+                self.fields.place("extract_ema", "vae", "prediction_type")
                 self.button = make(
                     gr.Button,
                     value="Create model",
@@ -117,12 +119,14 @@ def describe_source(workspace: Workspace, source: str) -> str:
     """Return what a checkpoint is as HTML, or why it cannot be used."""
     if not source.strip():
         return note(HINT)
+    if is_pipeline_folder(Path(source).expanduser()):
+        return note(FOLDER)
     try:
         header = read_header(workspace.find_checkpoint(source))
-        family = trainable_family(header)
+        label = family_label(header)
     except DreamboothError as error:
         return explain(error, CreateConfig)
-    return facts(_facts(header, TRAINABLE[family]))
+    return facts(_facts(header, label))
 
 
 def _facts(header: Header, family: str) -> list[tuple[str, object]]:
