@@ -167,14 +167,8 @@ def _tensor(
     key: str, call: Call, archive: _Archive, places: dict[str, tuple[int, int]]
 ) -> TensorInfo:
     """Return where a tensor lies; `places` remembers the storages that were looked up."""
-    if len(call.arguments) < 4:
-        raise Damage(f"the description of {key!r} is incomplete")
-    storage, offset, shape, strides = call.arguments[:4]
+    storage, offset, shape, strides = _description(key, call)
     dtype, name = _storage(key, storage)
-    if not _are_counts(shape) or not _are_counts(strides) or len(shape) != len(strides):
-        raise Damage(f"{key!r} has an impossible shape")
-    if not _are_counts((offset,)) or len(shape) > MAX_DIMENSIONS:
-        raise Damage(f"{key!r} has an impossible shape")
     if name not in places:
         places[name] = archive.place(f"data/{name}")
     first, last = places[name]
@@ -187,6 +181,17 @@ def _tensor(
     if _span(shape, strides) != count:
         raise Damage(f"{key!r} is a part of a larger tensor, with gaps or repeated numbers")
     return TensorInfo(dtype, shape, start, start + count * width, strides)
+
+
+def _description(key: str, call: Call) -> tuple[Any, int, tuple[int, ...], tuple[int, ...]]:
+    """Return a tensor's storage, offset, shape and strides, the last three as counts."""
+    if len(call.arguments) < 4:
+        raise Damage(f"the description of {key!r} is incomplete")
+    storage, offset, shape, strides = call.arguments[:4]
+    are_counts = _are_counts((offset,)) and _are_counts(shape) and _are_counts(strides)
+    if not are_counts or len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
+        raise Damage(f"{key!r} has an impossible shape")
+    return storage, offset, shape, strides
 
 
 def _storage(key: str, storage: Any) -> tuple[str, str]:

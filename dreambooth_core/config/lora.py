@@ -78,7 +78,7 @@ class LoraSection:
         False,
         "DoRA",
         "Also learns the length of each column of a weight apart from its direction. Often closer "
-        "to full training at small ranks; slower. A1111 from 1.9, Forge and reForge load it.",
+        "to full training at small ranks; slower. A1111 1.10 loads it.",
     )
     unet_learning_rate: float = control(
         3e-5,
