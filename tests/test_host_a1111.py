@@ -181,13 +181,13 @@ def test_a_saved_file_is_listed_with_its_hash(
     sd_models = webui.module("sd_models")
     checkpoint(tmp_path, "a/same.safetensors")
     saved = checkpoint(tmp_path, "b/same.safetensors")
-    host.checkpoint_saved(saved)
+    host.checkpoint_saved(saved, "0123456789abcdef")
     info = sd_models.get_closet_checkpoint_match("b/same.safetensors")
-    # sha256(b"weights") by sha256sum
-    assert info.title == "b/same.safetensors [9a129038d9]"
+    # The file was not read again: its hash is the one that we were told.
+    assert info.title == "b/same.safetensors [0123456789]"
     assert info.title in sd_models.checkpoints_list
     assert sd_models.get_closet_checkpoint_match("a/same.safetensors").shorthash is None
-    host.checkpoint_saved(tmp_path / "models" / "Lora" / "x.safetensors")
+    host.checkpoint_saved(tmp_path / "models" / "Lora" / "x.safetensors", "")
     assert sum("shorthash" in call for call in webui.calls) == 1
 
 

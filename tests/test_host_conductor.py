@@ -59,7 +59,7 @@ class FakeHost(StandaloneHost):
     def reclaim_memory(self) -> None:
         self.calls.append("reclaim")
 
-    def checkpoint_saved(self, path: Path) -> None:
+    def checkpoint_saved(self, path: Path, sha256: str) -> None:
         self.calls.append(path.name)
         if path.name == "bad.safetensors":
             raise RuntimeError("the host's list is broken")

@@ -30,7 +30,7 @@ def test_nobody_else_uses_the_memory(workspace: Workspace) -> None:
     with host.hold_generation():
         host.release_memory()
     host.reclaim_memory()
-    host.checkpoint_saved(workspace.checkpoints_dir / "x.safetensors")
+    host.checkpoint_saved(workspace.checkpoints_dir / "x.safetensors", "")
     assert list(workspace.checkpoints_dir.iterdir()) == []
 
 

@@ -93,7 +93,7 @@ class Desk:
     def reclaim_memory(self) -> None:
         pass
 
-    def checkpoint_saved(self, path: Path) -> None:
+    def checkpoint_saved(self, path: Path, sha256: str) -> None:
         pass
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import os
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -83,14 +84,15 @@ class A1111Host:
         if sd_models.model_data.sd_model is None:
             sd_models.model_data.was_loaded_at_least_once = False
 
-    def checkpoint_saved(self, path: Path) -> None:
-        """List the file and compute its hash: the merger and X/Y/Z plot go by name and hash."""
+    def checkpoint_saved(self, path: Path, sha256: str) -> None:
+        """List the file with its hash: the merger and X/Y/Z plot go by name and hash."""
         from modules import sd_models
 
         with self._listing:
             sd_models.list_models()
             for info in list(sd_models.checkpoints_list.values()):
                 if _is_same(Path(info.filename), path):
+                    _remember_hash(info, sha256)
                     info.calculate_shorthash()
 
     def generation_allowed(self) -> bool:
@@ -191,6 +193,15 @@ def lock_of(model_data: Any) -> AbstractContextManager[Any]:
     """Return the lock under which the WebUI loads its model; versions differ in having one."""
     lock: AbstractContextManager[Any] | None = getattr(model_data, "lock", None)
     return lock or nullcontext()
+
+
+def _remember_hash(info: Any, sha256: str) -> None:
+    """Put a file's SHA-256 among those that the WebUI computed, which then need not read it all."""
+    from modules import cache
+
+    known = {"mtime": os.path.getmtime(info.filename), "sha256": sha256}
+    cache.cache("hashes")[f"checkpoint/{info.name}"] = known
+    cache.dump_cache()
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -40,7 +40,7 @@ class Host(Protocol):
     def reclaim_memory(self) -> None:
         """Let the host's model come back when it is needed."""
 
-    def checkpoint_saved(self, path: Path) -> None:
+    def checkpoint_saved(self, path: Path, sha256: str) -> None:
         """Make a new checkpoint file known to all parts of the host."""
 
     def generation_allowed(self) -> bool:

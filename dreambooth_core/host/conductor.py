@@ -249,13 +249,14 @@ class Conductor:
         event: Event | None = None
         for event in job.events():
             if isinstance(event, CheckpointSaved):
-                self._refresh(Path(event.path))
+                self._refresh(Path(event.path), event.sha256)
         if isinstance(event, JobFailed) and event.error == "WorkerDied":
             _tell(job, event)
 
-    def _refresh(self, path: Path) -> None:
-        """Tell the host of a new file, in a thread, as computing its hash takes a while."""
-        thread = threading.Thread(target=self.host.checkpoint_saved, args=(path,), daemon=True)
+    def _refresh(self, path: Path, sha256: str) -> None:
+        """Tell the host of a new file, in a thread, as reading its list of files takes a while."""
+        told = (path, sha256)
+        thread = threading.Thread(target=self.host.checkpoint_saved, args=told, daemon=True)
         thread.start()
         self._refreshes.append(thread)
 

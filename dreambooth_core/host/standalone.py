@@ -48,7 +48,7 @@ class StandaloneHost:
     def reclaim_memory(self) -> None:
         """Do nothing: there is no other model."""
 
-    def checkpoint_saved(self, path: Path) -> None:
+    def checkpoint_saved(self, path: Path, sha256: str) -> None:
         """Do nothing: whoever lists checkpoints reads the folder."""
 
     def generation_allowed(self) -> bool:

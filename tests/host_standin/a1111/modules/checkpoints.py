@@ -6,6 +6,7 @@ import hashlib
 import os
 
 from modules import paths, shared
+from modules.cache import cache
 from modules.seen import note
 
 model_path = os.path.abspath(os.path.join(paths.models_path, "Stable-diffusion"))
@@ -33,14 +34,22 @@ class CheckpointInfo:
 
     def calculate_shorthash(self):
         note(f"calculate_shorthash {self.name}")
-        with open(self.filename, "rb") as file:
-            self.sha256 = hashlib.sha256(file.read()).hexdigest()
+        self.sha256 = sha256_from_cache(self.filename, f"checkpoint/{self.name}")
+        if self.sha256 is None:
+            with open(self.filename, "rb") as file:
+                self.sha256 = hashlib.sha256(file.read()).hexdigest()
         known_hashes[self.filename] = self.sha256
         self.shorthash = self.sha256[:10]
         checkpoints_list.pop(self.title, None)
         self.title = f"{self.name} [{self.shorthash}]"
         self.register()
         return self.shorthash
+
+
+def sha256_from_cache(filename, title):
+    known = cache("hashes").get(title, {})
+    fresh = os.path.getmtime(filename) <= known.get("mtime", 0)
+    return known.get("sha256") if fresh else None
 
 
 def list_models():
