@@ -179,7 +179,7 @@ class Conductor:
                 _tell(job, PhaseStarted(STARTING))
                 begun = begin(workspace, job, self.host.worker())
             except _StoppedEarly:
-                abandon(workspace, job, JobStopped(0, {"stopped": True, "step": 0}))
+                self._end_early(workspace, job, JobStopped(0, {"stopped": True, "step": 0}))
                 return
             except DreamboothError as error:
                 self._give_up(workspace, job, error)
@@ -264,6 +264,11 @@ class Conductor:
         self.problem = error
         name = type(error).__name__
         final = JobFailed(error.message, error.remedy, error.field, name, error.exit_code)
+        self._end_early(workspace, job, final)
+
+    def _end_early(self, workspace: Workspace, job: Job, final: JobFailed | JobStopped) -> None:
+        """End a job before its worker starts; nothing is prepared any more once that is told."""
+        self._say("")
         abandon(workspace, job, final)
 
     def _say(self, doing: str) -> None:
