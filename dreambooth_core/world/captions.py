@@ -113,11 +113,15 @@ def _parse_part(phrase: str) -> dict[str, str]:
     hat = next((hat for hat in ATTRIBUTES["hat"][1:] if phrase.endswith(hat)), "")
     if hat:
         return {"hat": hat, **({"hat_color": first} if color else {})}
-    if last == "hair":
-        return {"hair_length" if first in ATTRIBUTES["hair_length"] else "hair_color": first}
     names = {"roof": "second", "collar": "collar", "trousers": "legs_color", "skirt": "legs_color"}
     if last in names and color:
         return {names[last]: first}
+    return _parse_uncolored(first, last)
+
+
+def _parse_uncolored(first: str, last: str) -> dict[str, str]:
+    if last == "hair":
+        return {"hair_length" if first in ATTRIBUTES["hair_length"] else "hair_color": first}
     if last in ("glasses", "beard"):
         return {last: "yes"}
     return {"ears": first} if last == "ears" else {}
