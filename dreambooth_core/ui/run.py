@@ -86,16 +86,13 @@ def build_run_panel(host: Host, ask: Callable[[], Starter] = conductor) -> RunPa
 
 def buttons_enabled(view: RunView | None, preparing: str) -> dict[str, bool]:
     """Return which buttons can be pressed as the run stands."""
-    going_on = bool(preparing) or (view is not None and not view.ended)
-    kind = view.kind if view is not None else ""
-    trains = going_on and kind == "train" and not preparing and view is not None
-    stopping = view is not None and view.state == "stopping"
+    going_on = view is not None and not view.ended
+    trains = going_on and view is not None and view.kind == "train" and not preparing
+    listens = trains and view is not None and view.state != "stopping"
     return {
-        **dict.fromkeys(STARTERS, not going_on),
-        "stop": going_on,
-        "stop_after_epoch": trains and not stopping,
-        "save": trains and not stopping,
-        "sample": trains and not stopping,
+        **dict.fromkeys(STARTERS, not (going_on or preparing)),
+        "stop": going_on or bool(preparing),
+        **dict.fromkeys(("stop_after_epoch", "save", "sample"), listens),
     }
 
 
