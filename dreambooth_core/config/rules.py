@@ -67,7 +67,7 @@ def check_training(config: TrainConfig, workspace: Workspace | None) -> list[Pro
             )
         )
     problems += _check_learning(config) + _check_lora(config)
-    return problems + _check_outputs(config)
+    return problems + _check_ema_keys(config) + _check_preview_prompts(config)
 
 
 def check_sample(config: SampleConfig, workspace: Workspace | None) -> list[Problem]:
@@ -246,22 +246,26 @@ def _check_lora(config: TrainConfig) -> list[Problem]:
     return problems
 
 
-def _check_outputs(config: TrainConfig) -> list[Problem]:
+def _check_ema_keys(config: TrainConfig) -> list[Problem]:
+    if not config.saving.ema_keys or (config.ema.enabled and not config.lora.enabled):
+        return []
+    why = "a LoRA has no place for it" if config.lora.enabled else "EMA is switched off"
+    remedy = "Switch off ema_keys, or train a whole model with EMA switched on."
+    return [Problem("saving.ema_keys", f"asks for the running average, but {why}.", remedy)]
+
+
+def _check_preview_prompts(config: TrainConfig) -> list[Problem]:
     previews = config.previews
-    if config.saving.ema_keys and (config.lora.enabled or not config.ema.enabled):
-        why = "a LoRA has no place for it" if config.lora.enabled else "EMA is switched off"
-        remedy = "Switch off ema_keys, or train a whole model with EMA switched on."
-        return [Problem("saving.ema_keys", f"asks for the running average, but {why}.", remedy)]
     prompts = previews.prompts + [p for c in config.concepts for p in c.sample_prompts]
-    if (previews.every_epochs or previews.every_steps) and not any(p.strip() for p in prompts):
-        return [
-            Problem(
-                "previews.prompts",
-                "are empty, but previews are asked for.",
-                "Say what to draw, or give a concept sample prompts.",
-            )
-        ]
-    return []
+    if any(p.strip() for p in prompts) or not (previews.every_epochs or previews.every_steps):
+        return []
+    return [
+        Problem(
+            "previews.prompts",
+            "are empty, but previews are asked for.",
+            "Say what to draw, or give a concept sample prompts.",
+        )
+    ]
 
 
 def _states(workspace: Workspace, model: str) -> list[Path]:

@@ -137,14 +137,16 @@ def _absolute(value: Any, kind: str, base: Path) -> Any:
         return with_absolute_paths(value, base)
     if isinstance(value, list):
         return [_absolute(item, kind, base) for item in value]
-    if not isinstance(value, str) or not value.strip():
-        return value
-    if kind in ("folder", "new_folder"):
-        return str((base / Path(value).expanduser()).absolute())
-    path = base / Path(value).expanduser()
-    if kind in ("checkpoint", "lora") and (path.is_file() or is_pipeline_folder(path)):
-        return str(path.absolute())
-    return value
+    return _absolute_path(value, kind, base) if isinstance(value, str) else value
+
+
+def _absolute_path(text: str, kind: str, base: Path) -> str:
+    """Return a folder's or an existing file's path in full; other texts as they are."""
+    path = base / Path(text).expanduser()
+    is_path = kind in ("folder", "new_folder")
+    if kind in ("checkpoint", "lora"):
+        is_path = path.is_file() or is_pipeline_folder(path)
+    return str(path.absolute()) if is_path and text.strip() else text
 
 
 def _build(cls: type, data: Any, path: str, problems: list[Problem]) -> Any:

@@ -125,14 +125,18 @@ def prepare_networks(
     for name, part in parts.items():
         part.requires_grad_(learning[name])
     if config.batch.gradient_checkpointing:
-        components.unet.enable_gradient_checkpointing()
-        for name, encoder in encoders.items():
-            if learning[name]:
-                encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        _checkpoint_gradients(components, learning)
     for module in (components.unet, *encoders.values()):
         module.to(device)
     components.vae.to(device if components.paints_into_pictures() else "cpu")
     return parts
+
+
+def _checkpoint_gradients(components: Components, learning: Mapping[str, bool]) -> None:
+    components.unet.enable_gradient_checkpointing()
+    for name, encoder in components.text_encoders().items():
+        if learning[name]:
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def prepare_prompts(
