@@ -138,8 +138,7 @@ def measure_here(kind: str, root: Path) -> dict[str, float]:
     if kind != "copy":
         from dreambooth_core.stages import create as _create  # noqa: F401  (imports are no part)
         from dreambooth_core.stages import save as _save  # noqa: F401
-    needed = 2 * source_of(root).stat().st_size
-    touch_free_memory(min(needed, psutil.virtual_memory().available // 2))
+    touch_free_memory(source_of(root).stat().st_size)
     start, cpu_start = time.perf_counter(), time.process_time()
     ACTIONS[kind](root)
     return {
@@ -166,8 +165,8 @@ def run_rounds(root: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
     for _ in range(rounds):
         for kind in KINDS:
             results[kind].append(measure(kind, root))
+            (root / "copy.safetensors").unlink(missing_ok=True)
         shutil.rmtree(root / "models")
-        (root / "copy.safetensors").unlink()
     return results
 
 
