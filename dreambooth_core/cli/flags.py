@@ -42,14 +42,14 @@ def flags_of(cls: type[JobConfig]) -> list[Flag]:
     if cls is TrainConfig:
         named += [(CONCEPT_PREFIX + s.path, "concept", s) for s in field_specs(Concept)]
     leaves = Counter(path.rpartition(".")[2] for path, _, _ in named)
-    flags = []
-    for path, group, spec in named:
-        leaf = path.rpartition(".")[2]
-        clear = leaf != path and group not in LONG_ONLY and leaves[leaf] == 1
-        short = [leaf] if clear and leaf not in COMMON_FLAGS else []
-        names = tuple(name.replace("_", "-") for name in (*short, path))
-        flags.append(Flag(names, path, group, spec))
-    return flags
+    return [Flag(_names(path, group, leaves), path, group, spec) for path, group, spec in named]
+
+
+def _names(path: str, group: str, leaves: Mapping[str, int]) -> tuple[str, ...]:
+    leaf = path.rpartition(".")[2]
+    clear = leaf != path and group not in LONG_ONLY and leaves[leaf] == 1
+    short = [leaf] if clear and leaf not in COMMON_FLAGS else []
+    return tuple(name.replace("_", "-") for name in (*short, path))
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type[JobConfig]) -> None:

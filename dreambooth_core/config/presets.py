@@ -7,7 +7,7 @@ belongs to one model or one machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,10 +164,7 @@ def read_preset(path: Path, built_in: bool = False) -> Preset:
 
 def _checked(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the settings with their values as the schema has them, each by itself in range."""
-    personal = [path for path in settings if path.partition(".")[0] == "concepts"]
-    personal += [path for path in settings if path in PERSONAL and path not in personal]
-    if personal:
-        raise ConfigError([Problem(path, "does not belong in a preset.") for path in personal])
+    _refuse_personal(settings)
     config = apply_preset(Preset("", "", settings), TrainConfig(model=""))
     known = {spec.path for spec in plain_specs(TrainConfig)}
     groups = [Problem(path, "is a group of settings.") for path in settings if path not in known]
@@ -175,6 +172,13 @@ def _checked(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     if problems:
         raise ConfigError(problems)
     return {path: value_at(config, path) for path in settings}
+
+
+def _refuse_personal(settings: Iterable[str]) -> None:
+    personal = [path for path in settings if path.partition(".")[0] == "concepts"]
+    personal += [path for path in settings if path in PERSONAL and path not in personal]
+    if personal:
+        raise ConfigError([Problem(path, "does not belong in a preset.") for path in personal])
 
 
 def _write(path: Path, preset: Preset) -> None:
