@@ -142,7 +142,7 @@ def _check_tensor(key: str, entry: Any) -> TensorInfo:
         raise Damage(f"{key!r} has the unknown dtype {dtype!r}")
     if not _are_counts(shape) or len(shape) > MAX_DIMENSIONS:
         raise Damage(f"{key!r} has an impossible shape")
-    if not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not _are_offsets(offsets):
         raise Damage(f"{key!r} has impossible offsets")
     info = TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
     expected = prod(shape) * DTYPE_BYTES[dtype]
@@ -153,6 +153,10 @@ def _check_tensor(key: str, entry: Any) -> TensorInfo:
 
 def _are_counts(values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _are_offsets(values: Any) -> bool:
+    return _are_counts(values) and len(values) == 2 and values[0] <= values[1]
 
 
 def _check_offsets(ordered: Mapping[str, TensorInfo], data_bytes: int) -> None:
