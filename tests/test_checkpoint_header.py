@@ -169,6 +169,13 @@ specs = st.dictionaries(keys, st.tuples(st.sampled_from(sorted(DTYPE_BYTES)), sh
 texts = st.text(st.characters(codec="utf-8"), max_size=10)
 
 
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    """640 is 0x0280, and 0x80 0x02 is how a pickle of protocol 2 begins."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes((640).to_bytes(8, "little") + b"{}".ljust(640))
+    assert read_header(path).tensors == {}
+
+
 @settings(deadline=None, max_examples=60)
 @given(specs=specs, metadata=st.dictionaries(texts, texts, max_size=3))
 def test_what_is_encoded_is_read_back(

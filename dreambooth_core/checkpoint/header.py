@@ -81,7 +81,9 @@ def _read_raw(path: Path, size: int) -> bytes:
         raise Damage(f"it has only {size} bytes")
     with path.open("rb") as file:
         first = file.read(LENGTH_BYTES)
-        if first.startswith(PICKLE_MAGIC):
+        is_json = file.read(1) == b"{"
+        file.seek(LENGTH_BYTES)
+        if first.startswith(PICKLE_MAGIC) and not is_json:  # a length can begin with these bytes
             raise Damage("it is a pickle of PyTorch before version 1.6", OLD_PICKLE)
         length = int.from_bytes(first, "little")
         if length > MAX_HEADER_BYTES:
