@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dreambooth_core.config.sections import OPTIMIZER_CHOICES, OptimizerSection
+from dreambooth_core.config.sections.optimizer import OPTIMIZER_CHOICES, OptimizerSection
 from dreambooth_core.optim.build import (
     OPTIMIZERS,
     build_optimizer,

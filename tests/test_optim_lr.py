@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import optimization
 
-from dreambooth_core.config.sections import LR_SCHEDULE_CHOICES
+from dreambooth_core.config.sections.learning_rate import LR_SCHEDULE_CHOICES
 from dreambooth_core.optim.lr import LR_SCHEDULES, lr_factor
 
 TOTAL, WARMUP, CYCLES, POWER = 50, 8, 3, 2.0

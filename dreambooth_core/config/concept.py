@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dreambooth_core.config.choices import SAMPLERS
 from dreambooth_core.config.control import REQUIRED, control
-from dreambooth_core.config.sections import SAMPLERS
 
 
 @dataclass(kw_only=True)

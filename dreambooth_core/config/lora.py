@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dreambooth_core.config.choices import SAVE_DTYPE_CHOICES
 from dreambooth_core.config.control import REQUIRED, control
-from dreambooth_core.config.sections import SAVE_DTYPE_CHOICES
 
 LORA_DTYPE_CHOICES = ("fp16", "bf16", "fp32")
 MAX_RANK = 1024

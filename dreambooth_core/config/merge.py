@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dreambooth_core.config.choices import SAVE_DTYPE_CHOICES
 from dreambooth_core.config.control import REQUIRED, control
-from dreambooth_core.config.sections import SAVE_DTYPE_CHOICES
 
 WEIGHTED_SUM = "weighted_sum"
 ADD_DIFFERENCE = "add_difference"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dreambooth_core.config.choices import SAMPLERS, SAVE_DTYPE_CHOICES
 from dreambooth_core.config.control import control
-from dreambooth_core.config.sections import SAMPLERS, SAVE_DTYPE_CHOICES
 
 
 @dataclass(kw_only=True)

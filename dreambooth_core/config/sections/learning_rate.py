@@ -1,0 +1,82 @@
+"""How large a step is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dreambooth_core.config.control import control
+
+LR_SCHEDULE_CHOICES = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+)
+
+
+@dataclass(kw_only=True)
+class LearningRateSection:
+    """How large a step is, and how that changes over the run."""
+
+    unet: float = control(
+        1e-6,
+        "UNet learning rate",
+        "How far one step moves the UNet. Lion works well at 5e-7 to 1e-6; AdamW needs about "
+        "2e-6 to 5e-6. Too high spoils pictures, too low learns nothing.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    text_encoder: float = control(
+        5e-7,
+        "Text encoder learning rate",
+        "How far one step moves the text encoder. Usually half the UNet's rate or less.",
+        minimum=0.0,
+        maximum=1.0,
+    )
+    schedule: str = control(
+        "constant_with_warmup",
+        "Learning rate schedule",
+        "How the learning rate changes over the run. The constant ones hold it, the others lower "
+        "it towards the end. All but constant begin with the warm-up.",
+        choices=LR_SCHEDULE_CHOICES,
+    )
+    warmup_steps: int = control(
+        0,
+        "Warm-up steps",
+        "Raises the learning rate in a straight line from near 0 over this many steps. "
+        "The schedule constant has no warm-up.",
+        minimum=0,
+        maximum=1_000_000,
+        step=1,
+        unit="steps",
+    )
+    min_factor: float = control(
+        0.0,
+        "Lowest share of the learning rate",
+        "Where linear, cosine, cosine_with_restarts and polynomial end, as a share of the "
+        "learning rate: 0.1 ends at a tenth.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+    )
+    cycles: int = control(
+        1,
+        "Restarts",
+        "How many times cosine_with_restarts falls from the full rate to the lowest.",
+        minimum=1,
+        maximum=100,
+        step=1,
+        unit="cycles",
+        advanced=True,
+    )
+    power: float = control(
+        1.0,
+        "Polynomial power",
+        "The bend of the polynomial schedule: 1 falls in a straight line, 2 falls fast at first.",
+        minimum=0.1,
+        maximum=10.0,
+        step=0.1,
+        advanced=True,
+    )

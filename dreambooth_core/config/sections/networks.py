@@ -1,0 +1,45 @@
+"""What is trained of the text encoder and the UNet, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dreambooth_core.config.control import control
+
+
+@dataclass(kw_only=True)
+class TextEncoderSection:
+    """What happens to the text encoder."""
+
+    train_ratio: float = control(
+        0.75,
+        "Step ratio of text encoder training",
+        "The share of the steps, from the start, in which the text encoder is trained too. "
+        "0 leaves it as it is, 1 trains it to the end. It helps likeness and costs memory.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.05,
+    )
+    clip_skip: int = control(
+        1,
+        "Clip skip",
+        "Which layer of the text encoder is read, counted from the end: 1 is the last, 2 the one "
+        "before it. Use what your checkpoint was made for and the WebUI will be set to. Counts for "
+        "Stable Diffusion 1 alone: in the others the layer is fixed, here as in the WebUI.",
+        minimum=1,
+        maximum=12,
+        step=1,
+        unit="layers",
+    )
+
+
+@dataclass(kw_only=True)
+class UnetSection:
+    """What happens to the UNet."""
+
+    train: bool = control(
+        True,
+        "Train UNet",
+        "Trains the UNet, which draws the pictures. Off leaves it as it is and trains only the "
+        "text encoder.",
+    )
