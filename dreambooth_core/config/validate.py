@@ -10,12 +10,12 @@ from typing import Any
 
 from dreambooth_core.config.control import FieldSpec, field_specs, number_text
 from dreambooth_core.config.pictures import picture_files
-from dreambooth_core.config.rules import (
-    check_compare,
-    check_create,
-    check_sample,
-    check_save,
-    check_training,
+from dreambooth_core.config.rules.jobs import check_compare, check_create, check_sample, check_save
+from dreambooth_core.config.rules.training import check_training
+from dreambooth_core.config.rules.transfer import (
+    check_bake_lora,
+    check_extract_lora,
+    check_merge,
 )
 from dreambooth_core.config.schema import (
     BakeLoraConfig,
@@ -28,11 +28,6 @@ from dreambooth_core.config.schema import (
     SampleConfig,
     SaveConfig,
     TrainConfig,
-)
-from dreambooth_core.config.transfer_rules import (
-    check_bake_lora,
-    check_extract_lora,
-    check_merge,
 )
 from dreambooth_core.errors import ConfigError, InputError, Problem
 from dreambooth_core.job.workspace import Workspace, check_name
