@@ -82,6 +82,9 @@ class RealWebui:
     def prepare(self) -> None:
         """Copy the extension, and the built-in checkpoint as the only one."""
         shutil.copytree(ROOT, self.extension, ignore=_not_the_products, symlinks=True)
+        probe = self.data / "extensions" / "probe" / "scripts"
+        probe.mkdir(parents=True)
+        shutil.copy(Path(__file__).with_name("probe.py"), probe)
         self.workspace.checkpoints_dir.mkdir(parents=True)
         install(self.workspace)
 
@@ -161,6 +164,10 @@ class RealWebui:
             JOB_SECONDS,
         )
         return self.job(run_id)
+
+    def has_hashed(self, file: str) -> bool:
+        """Whether it read a whole file to learn its SHA-256, as it says when it does."""
+        return f"Calculating sha256 for {file}" in self._printed()
 
     def freeze(self) -> str:
         """The packages of the WebUI's Python."""

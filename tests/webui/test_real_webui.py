@@ -14,19 +14,32 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
 from dreambooth_core import demo
 from dreambooth_core.config.serialize import to_dict
+from dreambooth_core.families import load_components
 from dreambooth_core.host.a1111 import HOLD_MESSAGE, JOB_NAME
+from dreambooth_core.stages.prompt_encoder import PromptEncoder
 from tests.browser.driver import browsing, wait_until
 from tests.webui.real import RealWebui
 
 MODEL = "bob"
 SIZE, STEPS = 128, 4
 PROMPT = {"prompt": "photo of a ohwx man", "steps": STEPS, "width": SIZE, "height": SIZE, "seed": 7}
-MERGED = "bob_merged"
+MERGED, OURS = "bob_merged", "bob_ours"
+LONG = ", ".join(f"photo of a tall man with a red hat number {n}" for n in range(15))
+PROMPTS = (
+    "",
+    "photo of a ohwx man",
+    "red, " * 40,
+    LONG,
+    LONG.replace(",", ""),
+    "man! (it's \\(1\\))",
+)
+"""None, one, two and three chunks of 75 tokens, with commas near a chunk's end and without."""
 SETTLING_SECONDS = 15
 ENDLESS = 10_000
 LISTS = (
@@ -129,6 +142,7 @@ def test_each_saved_checkpoint_is_listed_with_its_hash(trained: Trained) -> None
         title = trained.titles[path]
         assert title.startswith(f"{Path(path).name} [")
         assert len(short_hash(title)) == 10
+        assert not trained.webui.has_hashed(path), "it was told the hash"
 
 
 def test_a_picture_is_made_with_the_trained_checkpoint(trained: Trained) -> None:
@@ -186,6 +200,32 @@ def test_the_merger_adds_the_difference(trained: Trained) -> None:
         assert (merged[key].float() - wanted).abs().max() <= 2e-3 * max(1.0, wanted.abs().max())
     image, info = txt2img(webui, webui.titles()[str(path.resolve())])
     assert f"Model: {MERGED}" in info and len(set(image.getdata())) > 100
+
+
+def test_our_merge_is_the_mergers_to_the_bit(trained: Trained) -> None:
+    """Of the files that the test above merged, in their own number formats."""
+    webui, [first, second] = trained.webui, trained.files
+    config = {"name": OURS, "primary": first, "secondary": second, "tertiary": trained.built_in}
+    merged = webui.start_job("merge", {**config, "dtype": "source"})
+    assert webui.wait_for_job(merged)["state"] == "finished", webui.job(merged)
+    theirs, ours = (
+        load_file(webui.workspace.checkpoints_dir / f"{name}.safetensors")
+        for name in (MERGED, OURS)
+    )
+    different = [key for key in theirs if not torch.equal(theirs[key], ours[key])]
+    assert different == []
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+def test_prompts_are_read_as_the_webui_reads_them(trained: Trained, clip_skip: int) -> None:
+    webui = trained.webui
+    chosen = {"sd_model_checkpoint": trained.built_in, "CLIP_stop_at_last_layers": clip_skip}
+    webui.post("/sdapi/v1/options", chosen)
+    theirs = torch.tensor(webui.post("/probe/conditioning", list(PROMPTS)))
+    encode = PromptEncoder(load_components(webui.workspace.model(MODEL)), clip_skip)
+    ours = encode(PROMPTS).encoder_hidden_states.detach()
+    assert ours.shape == theirs.shape == (len(PROMPTS), 3 * 77, ours.shape[-1])
+    assert (ours - theirs).abs().max() < 1e-4
 
 
 def test_a_page_that_is_open_offers_a_new_checkpoint(trained: Trained) -> None:
