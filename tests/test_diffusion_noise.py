@@ -8,7 +8,13 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from dreambooth_core.diffusion.noise import add_noise, gaussian_noise, sample_timesteps, stream
+from dreambooth_core.diffusion.noise import (
+    add_noise,
+    gaussian_noise,
+    multires_noise,
+    sample_timesteps,
+    stream,
+)
 from dreambooth_core.diffusion.schedule import scaled_linear_alphas_cumprod
 
 
@@ -92,6 +98,73 @@ def test_micro_batches_drawing_in_turn_get_what_one_batch_gets() -> None:
     two = gaussian_noise((2, 4, 8, 8), whole)
     each = [gaussian_noise((1, 4, 8, 8), parts) for _ in range(2)]
     assert torch.equal(torch.cat(each), two)
+
+
+def multires(count: int, iterations: int, discount: float, side: int = 64) -> torch.Tensor:
+    """Multires noise from streams of its own."""
+    plain = gaussian_noise((count, 4, side, side), stream(0, "noise", 0))
+    return multires_noise(plain, stream(0, "multires", 0), iterations, discount)
+
+
+@pytest.mark.parametrize("iterations", [2, 6])
+def test_multires_noise_by_its_definition(iterations: int) -> None:
+    """The layers one by one through torch's Upsample, as kohya's trainer does it for one image."""
+    shape = (1, 4, 24, 40)
+    plain = gaussian_noise(shape, stream(0, "noise", 0))
+    generator, expected = stream(0, "multires", 0), plain.clone()
+    upsample = torch.nn.Upsample(size=(24, 40), mode="bilinear")
+    for i in range(iterations):
+        r = torch.rand((), generator=generator).item() * 2 + 2
+        height, width = max(1, int(24 / r**i)), max(1, int(40 / r**i))
+        expected += upsample(torch.randn(1, 4, height, width, generator=generator)) * 0.4**i
+        if height == 1 or width == 1:
+            break
+    result = multires_noise(plain, stream(0, "multires", 0), iterations, 0.4)
+    torch.testing.assert_close(result, expected / expected.std())
+
+
+def test_no_iterations_leave_the_noise_and_the_stream_alone() -> None:
+    plain, generator = torch.randn(2, 4, 8, 8), stream(0, "multires", 0)
+    before = generator.get_state()
+    assert multires_noise(plain, generator, 0, 0.5) is plain
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_multires_noise_has_unit_deviation_in_each_example_and_more_of_the_coarse() -> None:
+    """Means over 16 x 16 blocks deviate by 1/16 in white noise; more layers and discount raise."""
+    white, weak, strong = (multires(8, *how) for how in ((0, 0.0), (6, 0.3), (6, 0.8)))
+    for noise in (weak, strong):
+        torch.testing.assert_close(noise.std(dim=(1, 2, 3)), torch.ones(8))
+    coarse = [torch.nn.functional.avg_pool2d(n, 16).std().item() for n in (white, weak, strong)]
+    assert coarse[0] == pytest.approx(1 / 16, rel=0.2)
+    assert coarse[0] * 1.1 < coarse[1] < coarse[2] / 2
+    fewer = torch.nn.functional.avg_pool2d(multires(8, 2, 0.8), 16).std().item()
+    assert fewer < coarse[2]
+
+
+def test_the_first_layer_alone_is_white_noise() -> None:
+    """One iteration adds noise of the same size: (n + n_0) / sqrt(2), whatever the discount."""
+    coarse = torch.nn.functional.avg_pool2d(multires(8, 1, 0.8), 16).std().item()
+    assert coarse == pytest.approx(1 / 16, rel=0.2)
+
+
+def test_layers_end_at_one_row() -> None:
+    """Twenty layers of an 8 x 8 latent are no more than those down to one number."""
+    assert torch.equal(multires(2, 20, 0.9, side=8), multires(2, 10, 0.9, side=8))
+
+
+def test_timesteps_keep_to_their_range_ends_included() -> None:
+    generator = stream(0, "timesteps", 0)
+    timesteps = sample_timesteps(2000, generator, 1000, lowest=100, highest=109)
+    assert sorted(set(timesteps.tolist())) == list(range(100, 110))
+    few = sample_timesteps(2000, generator, 10, lowest=7, highest=999)
+    assert sorted(set(few.tolist())) == [7, 8, 9]
+
+
+def test_a_whole_range_draws_what_no_range_draws() -> None:
+    """Golden losses do not change with the range at its default."""
+    whole = sample_timesteps(50, stream(0, "timesteps", 0), 1000, lowest=0, highest=999)
+    assert torch.equal(whole, sample_timesteps(50, stream(0, "timesteps", 0), 1000))
 
 
 def test_timesteps_are_uniform_over_the_whole_range() -> None:

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 
 from dreambooth_core.diffusion.noise import add_noise, stream
 from dreambooth_core.diffusion.schedule import scaled_linear_alphas_cumprod
-from dreambooth_core.diffusion.target import TARGETS, target
+from dreambooth_core.diffusion.target import TARGETS, predicted_noise, target
 
 ALPHAS = torch.tensor([0.64, 0.36])
 TIMESTEPS = torch.tensor([0, 1])
@@ -49,8 +49,25 @@ def test_v_and_the_noisy_latents_give_back_latents_and_noise() -> None:
     torch.testing.assert_close(s * noisy + a * v, noise)
 
 
+@pytest.mark.parametrize("kind", sorted(TARGETS))
+def test_a_perfect_prediction_says_which_noise_there_is(kind: str) -> None:
+    latents, noise = torch.randn(2, 2, 4, 3, 3, generator=stream(0, "t", 2))
+    noisy = add_noise(latents, noise, ALPHAS, TIMESTEPS)
+    perfect = target(kind, latents, noise, ALPHAS, TIMESTEPS)
+    torch.testing.assert_close(predicted_noise(kind, perfect, noisy, ALPHAS, TIMESTEPS), noise)
+
+
+def test_noise_of_v_by_hand() -> None:
+    """alpha-bar 0.64, x_t 2, v 1: 0.6 x 2 + 0.8 x 1 = 2."""
+    x_t, v = torch.full((1, 1, 1, 1), 2.0), torch.ones(1, 1, 1, 1)
+    noise = predicted_noise("v_prediction", v, x_t, ALPHAS, TIMESTEPS[:1])
+    assert noise.item() == pytest.approx(2.0)
+
+
 def test_an_unknown_type_is_named() -> None:
     """The message holds the value and what is known."""
     with pytest.raises(ValueError, match="'sample'; known are epsilon, v_prediction"):
         target("sample", torch.zeros(1), torch.zeros(1), ALPHAS, torch.tensor([0]))
+    with pytest.raises(ValueError, match="'sample'"):
+        predicted_noise("sample", torch.zeros(1), torch.zeros(1), ALPHAS, torch.tensor([0]))
     assert set(TARGETS) == {"epsilon", "v_prediction"}

@@ -17,10 +17,16 @@ from torch import Tensor, nn
 from dreambooth_core.config.schema import LossSection
 from dreambooth_core.data.loading import Batch
 from dreambooth_core.data.masks import random_masks
-from dreambooth_core.diffusion.noise import stream
+from dreambooth_core.diffusion.noise import multires_noise, stream
 from dreambooth_core.errors import NonFiniteError
 from dreambooth_core.families import FAMILIES
-from dreambooth_core.stages.training_step import Objective, StepResult, train_step
+from dreambooth_core.stages.gradients import GradientLimits
+from dreambooth_core.stages.training_step import (
+    Objective,
+    StepResult,
+    train_step,
+    weighed_in_epoch,
+)
 
 SEED = 3
 ALPHAS_CUMPROD = torch.linspace(0.99, 0.01, 10)
@@ -118,7 +124,7 @@ def make_step(
         batches,
         seed=SEED,
         step=step,
-        max_grad_norm=max_grad_norm,
+        limits=GradientLimits(max_grad_norm),
     )
 
 
@@ -174,6 +180,7 @@ def test_latents_are_drawn_from_their_spread(family: FakeFamily) -> None:
     assert torch.allclose(family.seen[0][0], expected, atol=1e-6)
 
 
+@pytest.mark.turns("train.loss.prior_loss_weight")
 @pytest.mark.parametrize("prior", [1.0, 0.75, 0.1])
 def test_class_examples_count_with_the_prior_weight_in_sum_and_normaliser(prior: float) -> None:
     batch = make_batch(3, [False, True, False], prior)
@@ -206,9 +213,11 @@ def _slice(batch: Batch, part: slice) -> Batch:
         batch.weights[part],
         batch.is_class[part],
         batch.sizes[part],
+        masks=None if batch.masks is None else batch.masks[part],
     )
 
 
+@pytest.mark.turns("train.loss.offset_noise")
 def test_offset_noise_shifts_each_channel_of_noise_and_target() -> None:
     result = make_step(make_objective(0.0, offset_noise=0.5), [make_batch(2)])
     generator = stream(SEED, "noise", 0)
@@ -217,6 +226,7 @@ def test_offset_noise_shifts_each_channel_of_noise_and_target() -> None:
     assert result.loss == pytest.approx(mean_squares(shifted).mean().item(), rel=1e-6)
 
 
+@pytest.mark.turns("train.loss.min_snr_gamma")
 def test_min_snr_gamma_lowers_the_almost_clean_timesteps_alone() -> None:
     result = make_step(make_objective(0.0, min_snr_gamma=2.0), [make_batch(8)])
     noise, timesteps = drawn(8)
@@ -226,6 +236,211 @@ def test_min_snr_gamma_lowers_the_almost_clean_timesteps_alone() -> None:
     expected = (weights * mean_squares(noise)).mean()  # normalised by the examples, not the SNR
     assert result.loss == pytest.approx(expected.item(), rel=1e-6)
     assert result.loss < make_step(make_objective(0.0), [make_batch(8)]).loss
+
+
+def alphas_at(timesteps: Tensor) -> Tensor:
+    """The share of signal at timesteps, beside latents."""
+    return ALPHAS_CUMPROD[timesteps].reshape(-1, 1, 1, 1)
+
+
+@pytest.mark.turns("train.loss.multires_noise_iterations", "train.loss.multires_noise_discount")
+def test_multires_noise_is_in_noise_and_target(family: FakeFamily) -> None:
+    batch = make_batch(2)
+    noise, timesteps = drawn(2)
+    losses = []
+    for iterations, discount in ((6, 0.8), (6, 0.2), (2, 0.8)):
+        settings: dict[str, Any] = {
+            "multires_noise_iterations": iterations,
+            "multires_noise_discount": discount,
+        }
+        losses.append(make_step(make_objective(0.0, **settings), [batch]).loss)
+        expected = multires_noise(noise, stream(SEED, "multires", 0), iterations, discount)
+        assert losses[-1] == pytest.approx(expected.square().mean().item(), rel=1e-6)
+        noisy = alphas_at(timesteps).sqrt() * batch.latents_mean
+        noisy = noisy + (1 - alphas_at(timesteps)).sqrt() * expected
+        torch.testing.assert_close(family.seen[-1][0], noisy)
+    coarse = [
+        torch.nn.functional.avg_pool2d(noisy - family.seen[-1][0], 4).abs().mean().item()
+        for noisy, _, _ in family.seen
+    ]
+    assert coarse[0] > coarse[1]
+    assert len(set(losses)) == 3
+
+
+@pytest.mark.turns("train.loss.input_perturbation")
+def test_input_perturbation_is_in_the_input_and_not_in_the_target(family: FakeFamily) -> None:
+    batch = make_batch(2)
+    plain = make_step(make_objective(0.0), [batch])
+    result = make_step(make_objective(0.0, input_perturbation=0.3), [batch])
+    assert result.loss == plain.loss  # the network says nothing: the loss is the target alone
+    extra = 0.3 * torch.randn(2, *SHAPE, generator=stream(SEED, "perturbation", 0))
+    share = (1 - alphas_at(drawn(2)[1])).sqrt()
+    torch.testing.assert_close(family.seen[1][0] - family.seen[0][0], share * extra)
+
+
+@pytest.mark.turns("train.loss.debiased_estimation")
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_debiased_estimation_weighs_each_example_by_its_timestep(kind: str) -> None:
+    flags = [False, True, False, True, False, True, False, True]
+    batch = make_batch(8, flags, prior=0.5)
+    result = make_step(make_objective(0.0, kind, debiased_estimation=True), [batch])
+    noise, timesteps = drawn(8)
+    alpha = alphas_at(timesteps)
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents_mean
+    losses = mean_squares(noise if kind == "epsilon" else velocity)
+    snr = (alpha / (1 - alpha)).flatten()
+    weights = 1 / snr.sqrt() if kind == "epsilon" else snr.sqrt() / (snr + 1)
+    expected = (batch.weights * weights * losses).sum() / batch.weights.sum()
+    assert result.loss == pytest.approx(expected.item(), rel=1e-5)
+    assert result.loss_class == pytest.approx((weights * losses)[1::2].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_min_snr_weighs_instance_and_class_examples_by_their_own_timesteps(kind: str) -> None:
+    """With prior preservation the weights are per example, and the normaliser stays theirs."""
+    flags = [False, True, False, True]
+    batch = make_batch(4, flags, prior=0.25)
+    result = make_step(make_objective(0.0, kind, min_snr_gamma=1.0), [batch])
+    noise, timesteps = drawn(4)
+    alpha = alphas_at(timesteps)
+    velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * batch.latents_mean
+    losses = mean_squares(noise if kind == "epsilon" else velocity)
+    snr = (alpha / (1 - alpha)).flatten()
+    weights = snr.clamp(max=1.0) / (snr if kind == "epsilon" else snr + 1)
+    assert len(weights.unique()) > 1
+    expected = (batch.weights * weights * losses).sum() / 2.5
+    assert result.loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.turns("train.loss.loss_type", "train.loss.huber_delta", "train.loss.huber_schedule")
+def test_huber_losses_count_large_errors_less(family: FakeFamily) -> None:
+    noise, timesteps = drawn(4)
+    plain = make_step(make_objective(0.0), [make_batch(4)]).loss
+
+    def loss(kind: str, delta: float, schedule: str) -> float:
+        settings: dict[str, Any] = {
+            "loss_type": kind,
+            "huber_delta": delta,
+            "huber_schedule": schedule,
+        }
+        return make_step(make_objective(0.0, **settings), [make_batch(4)]).loss
+
+    huber = 2 * torch.nn.functional.huber_loss(noise, torch.zeros_like(noise), delta=0.5)
+    assert loss("huber", 0.5, "constant") == pytest.approx(huber.item(), rel=1e-5)
+    smooth = 2 * 0.5 * ((noise.square() + 0.25).sqrt() - 0.5)
+    assert loss("pseudo_huber", 0.5, "constant") == pytest.approx(smooth.mean().item(), rel=1e-5)
+    for kind in ("huber", "pseudo_huber"):
+        by_delta = [loss(kind, delta, "constant") for delta in (0.1, 0.5, 2.0)]
+        assert by_delta == sorted(by_delta) and by_delta[-1] < plain
+    shares = (0.1 ** (timesteps / 10)).reshape(-1, 1, 1, 1)
+    waning = 2 * shares * ((noise.square() + shares**2).sqrt() - shares)
+    exponential = loss("pseudo_huber", 0.1, "exponential")
+    assert exponential == pytest.approx(waning.mean().item(), rel=1e-5)
+    by_snr = loss("pseudo_huber", 0.1, "snr")
+    assert loss("pseudo_huber", 0.1, "constant") < by_snr < plain
+    assert by_snr != exponential
+
+
+@pytest.mark.turns("train.loss.min_timestep", "train.loss.max_timestep")
+@pytest.mark.parametrize(("lowest", "highest"), [(4, 6), (0, 2), (7, 999)])
+def test_timesteps_keep_to_their_range(family: FakeFamily, lowest: int, highest: int) -> None:
+    objective = make_objective(0.0, min_timestep=lowest, max_timestep=highest)
+    for step in range(20):
+        make_step(objective, [make_batch(2)], step=step)
+    seen = torch.cat([timesteps for _, timesteps, _ in family.seen])
+    assert sorted(set(seen.tolist())) == list(range(lowest, min(highest, 9) + 1))
+
+
+@pytest.mark.turns("train.loss.unmasked_weight")
+@pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
+def test_the_unmasked_area_counts_by_its_weight(weight: float) -> None:
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[0, :, :, :4] = 1.0
+    masks[1] = 1.0
+    batch = replace(make_batch(2), masks=masks)
+    result = make_step(make_objective(0.0, unmasked_weight=weight), [batch])
+    squares = drawn(2)[0].square()
+    left, right = squares[0, :, :, :4].mean().item(), squares[0, :, :, 4:].mean().item()
+    first = (left + weight * right) / (1 + weight)
+    assert result.loss == pytest.approx((first + squares[1].mean().item()) / 2, rel=1e-5)
+
+
+@pytest.mark.turns("train.loss.dream", "train.loss.dream_detail_preservation")
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("preservation", [0.5, 2.0])
+def test_dream_trains_from_where_the_networks_mistake_leads(
+    family: FakeFamily, kind: str, preservation: float
+) -> None:
+    batch = make_batch(2)
+    objective = make_objective(0.5, kind, dream=True, dream_detail_preservation=preservation)
+    result = make_step(objective, [batch])
+    noise, timesteps = drawn(2)
+    alpha, latents = alphas_at(timesteps), batch.latents_mean
+    signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
+    noisy = signal * latents + sigma * noise
+    guess = 0.5 * noisy if kind == "epsilon" else sigma * noisy + signal * 0.5 * noisy
+    rectified = noise + sigma**preservation * (noise - guess)
+    noisy = signal * latents + sigma * rectified
+    wanted = rectified if kind == "epsilon" else signal * rectified - sigma * latents
+    torch.testing.assert_close(family.seen[1][0], noisy)
+    assert result.loss == pytest.approx((0.5 * noisy - wanted).square().mean().item(), rel=1e-5)
+    gradient = (2 * (0.5 * noisy - wanted) * noisy).mean().item()  # none through the first guess
+    assert result.grad_norm == pytest.approx(abs(gradient), rel=1e-4)
+
+
+def test_dream_predicts_twice_and_once_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gradients, forward, cleared = [], OneWeight.forward, []
+
+    def spied(self: OneWeight, noisy: Tensor) -> Tensor:
+        with_gradients.append(torch.is_grad_enabled())
+        return forward(self, noisy)
+
+    monkeypatch.setattr(OneWeight, "forward", spied)
+    monkeypatch.setattr(torch, "clear_autocast_cache", lambda: cleared.append(len(with_gradients)))
+    make_step(make_objective(0.5, dream=True), [make_batch(2)])
+    assert with_gradients == [False, True]
+    assert cleared[0] == 1  # between the two: older torch would keep casts without gradients
+
+
+@pytest.mark.turns(
+    "train.loss.prior_loss_scale",
+    "train.loss.prior_loss_target",
+    "train.loss.prior_loss_weight_min",
+)
+def test_a_scaled_prior_weight_falls_from_epoch_to_epoch() -> None:
+    batch = make_batch(2, [False, True], prior=1.5)  # 0.75 of the loss, 2 of the concept
+    off = LossSection(prior_loss_target=4, prior_loss_weight_min=0.15)
+    assert weighed_in_epoch(batch, off, 3) is batch
+    on = replace(off, prior_loss_scale=True)
+    weights = [weighed_in_epoch(batch, on, epoch).weights.tolist() for epoch in (0, 2, 4, 9)]
+    assert [one for one, _ in weights] == [1.0] * 4
+    assert [two for _, two in weights] == pytest.approx([1.5, 0.9, 0.3, 0.3])
+    slower = weighed_in_epoch(batch, replace(on, prior_loss_target=8), 2).weights[1]
+    assert slower.item() == pytest.approx(1.2)
+    to_zero = weighed_in_epoch(batch, replace(on, prior_loss_weight_min=0.0), 4)
+    losses = mean_squares(drawn(2)[0])
+    result = make_step(make_objective(0.0), [to_zero])
+    assert result.loss == pytest.approx(losses[0].item(), rel=1e-6)
+    instances = make_batch(2)
+    assert weighed_in_epoch(instances, replace(on, prior_loss_weight=0.0), 1) is instances
+
+
+def test_all_of_it_at_once_is_the_same_in_parts() -> None:
+    """Every emphasis multiplies, so accumulation stays exact but for noise that a part draws."""
+    settings: dict[str, Any] = {
+        "min_snr_gamma": 5.0,
+        "loss_type": "pseudo_huber",
+        "dream": True,
+        "input_perturbation": 0.1,
+        "min_timestep": 2,
+    }
+    batch = replace(make_batch(4, [False, True] * 2, prior=0.5), masks=torch.rand(4, 1, 8, 8))
+    whole, parts = make_objective(0.5, **settings), make_objective(0.5, **settings)
+    large = make_step(whole, [batch])
+    small = make_step(parts, [_slice(batch, slice(0, 3)), _slice(batch, slice(3, 4))])
+    assert small.loss == pytest.approx(large.loss, rel=1e-5)
+    weight = whole.components.unet.weight.item()
+    assert parts.components.unet.weight.item() == pytest.approx(weight, rel=1e-5)
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.01, 1e6])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from dreambooth_core.diffusion.schedule import signal_and_noise_scale
 
@@ -39,9 +40,45 @@ def gaussian_noise(
     return noise + offset_noise * offset
 
 
-def sample_timesteps(count: int, generator: torch.Generator, n: int) -> Tensor:
-    """Return `count` timesteps drawn uniformly from 0 .. n-1, (B,) int64."""
-    return torch.randint(0, n, (count,), generator=generator, device=generator.device)
+def multires_noise(
+    noise: Tensor, generator: torch.Generator, iterations: int, discount: float
+) -> Tensor:
+    """Return noise (B,C,h,w) with coarser noise laid over it, each example scaled to deviation 1.
+
+    n + sum_i d^i up(n_i) for i = 0 .. iterations - 1, where n_i ~ N(0, 1) has h / r^i rows and
+    w / r^i columns, r is drawn anew from 2 .. 4 for every i, and `up` is bilinear; it ends early
+    with a layer of one row or column. 0 iterations give the noise as it is. Source: Whitaker,
+    "Multi-Resolution Noise for Diffusion Model Training" (2023), with the layers' sizes, and so
+    the meaning of both numbers, of kohya's trainer. That one scales a batch as a whole; here no
+    example depends on another.
+    """
+    size = (noise.shape[2], noise.shape[3])
+    layered = noise
+    for i in range(iterations):
+        ratio = 2 + 2 * torch.rand((), generator=generator, device=generator.device).item()
+        rows, columns = (max(1, int(side / ratio**i)) for side in size)
+        shape = (*noise.shape[:2], rows, columns)
+        layer = torch.randn(shape, generator=generator, device=generator.device)
+        layered = layered + discount**i * interpolate(layer, size=size, mode="bilinear")
+        if 1 in (rows, columns):
+            break
+    return layered / layered.std(dim=(1, 2, 3), keepdim=True) if iterations else noise
+
+
+def sample_timesteps(
+    count: int,
+    generator: torch.Generator,
+    n: int,
+    *,
+    lowest: int = 0,
+    highest: int | None = None,
+) -> Tensor:
+    """Return timesteps drawn uniformly from lowest .. highest, both included, (B,) int64.
+
+    They are below n in any case.
+    """
+    end = n if highest is None else min(n, highest + 1)
+    return torch.randint(lowest, end, (count,), generator=generator, device=generator.device)
 
 
 def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:

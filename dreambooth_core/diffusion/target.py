@@ -1,4 +1,4 @@
-"""What the UNet is asked to predict. Shapes: B, C, h, w latents; B timesteps."""
+"""What the UNet is asked to predict, and what it says. Shapes: B, C, h, w latents; B timesteps."""
 
 from __future__ import annotations
 
@@ -39,7 +39,30 @@ def target(
     timesteps: Tensor,
 ) -> Tensor:
     """Return the training target (B,C,h,w) of `prediction_type`, one of `TARGETS`."""
+    _require_known(prediction_type)
+    return TARGETS[prediction_type](latents, noise, alphas_cumprod, timesteps)
+
+
+def predicted_noise(
+    prediction_type: str,
+    model_pred: Tensor,
+    noisy_latents: Tensor,
+    alphas_cumprod: Tensor,
+    timesteps: Tensor,
+) -> Tensor:
+    """Return the noise that a prediction says is in the noisy latents, (B,C,h,w).
+
+    epsilon: the prediction; v_prediction: sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_t) v, Salimans
+    & Ho 2022 (arXiv 2202.00512), section 4.
+    """
+    _require_known(prediction_type)
+    if prediction_type == "epsilon":
+        return model_pred
+    signal, sigma = signal_and_noise_scale(alphas_cumprod, timesteps, noisy_latents)
+    return sigma * noisy_latents + signal * model_pred
+
+
+def _require_known(prediction_type: str) -> None:
     if prediction_type not in TARGETS:
         known = ", ".join(TARGETS)
         raise ValueError(f"prediction_type is {prediction_type!r}; known are {known}")
-    return TARGETS[prediction_type](latents, noise, alphas_cumprod, timesteps)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from accelerate import Accelerator
@@ -17,13 +17,26 @@ from torch import Tensor
 from dreambooth_core.config.schema import LossSection
 from dreambooth_core.data.loading import Batch
 from dreambooth_core.data.masks import random_masks
-from dreambooth_core.diffusion.loss import min_snr_weights, per_example_mse, weighted_mean
-from dreambooth_core.diffusion.noise import add_noise, gaussian_noise, sample_timesteps, stream
-from dreambooth_core.diffusion.schedule import snr
-from dreambooth_core.diffusion.target import target
+from dreambooth_core.diffusion.loss import (
+    ERRORS,
+    HUBER_SCHEDULES,
+    debiased_weights,
+    example_means,
+    min_snr_weights,
+    scaled_prior_weight,
+    weighted_mean,
+)
+from dreambooth_core.diffusion.noise import (
+    gaussian_noise,
+    multires_noise,
+    sample_timesteps,
+    stream,
+)
+from dreambooth_core.diffusion.noised import NoisedLatents
 from dreambooth_core.errors import NonFiniteError
 from dreambooth_core.families import FAMILIES
-from dreambooth_core.families.base import Components
+from dreambooth_core.families.base import Components, Conditioning
+from dreambooth_core.stages.gradients import GradientLimits, clip, gradient_sets, norms_of
 from dreambooth_core.stages.prompt_encoder import PromptEncoder
 
 MAX_LOSS_SCALE_HALVINGS = 24
@@ -49,13 +62,13 @@ class StepStreams:
     noise: torch.Generator
     timesteps: torch.Generator
     masks: torch.Generator
+    multires: torch.Generator
+    perturbation: torch.Generator
 
     @classmethod
     def of_step(cls, seed: int, step: int) -> StepStreams:
         """Return the streams of step number `step` (from 0): the same on every device."""
-        return cls(
-            *(stream(seed, name, step) for name in ("latents", "noise", "timesteps", "masks"))
-        )
+        return cls(*(stream(seed, purpose.name, step) for purpose in fields(cls)))
 
 
 @dataclass(frozen=True)
@@ -69,28 +82,82 @@ class StepResult:
 
 
 def example_losses(objective: Objective, batch: Batch, streams: StepStreams) -> Tensor:
-    """Return each example's loss (B,): noise, target, prediction, squared error, min-SNR weight."""
-    components, settings, device = objective.components, objective.settings, objective.device
-    alphas_cumprod = objective.alphas_cumprod
-    latents = batch.latents(streams.latents)  # (B,C,h,w)
-    noise = gaussian_noise(latents.shape, streams.noise, settings.offset_noise).to(device)
-    timesteps = sample_timesteps(len(latents), streams.timesteps, len(alphas_cumprod)).to(device)
-    latents = latents.to(device)
-    noisy_latents = add_noise(latents, noise, alphas_cumprod, timesteps)
+    """Return each example's loss (B,): noise, prediction, error, mean, weight of the timestep."""
+    settings = objective.settings
+    noised = put_noise_in(objective, batch, streams)
     conditioning = objective.encode(batch.prompts)
     conditioning = conditioning.beside(
-        batch.sizes.to(device), masked_pictures(objective, batch, streams.masks)
+        batch.sizes.to(objective.device), masked_pictures(objective, batch, streams.masks)
     )
-    model_pred = FAMILIES[components.family].predict(
-        components, noisy_latents, timesteps, conditioning
+    if settings.dream:
+        guess = first_guess(objective, noised, conditioning)
+        noised = noised.rectified(guess, settings.dream_detail_preservation)
+    model_pred = predict(objective, noised, conditioning)
+    delta = HUBER_SCHEDULES[settings.huber_schedule](
+        settings.huber_delta, noised.alphas_cumprod, noised.timesteps
     )
-    prediction_type = components.prediction_type
-    wanted = target(prediction_type, latents, noise, alphas_cumprod, timesteps)
-    losses = per_example_mse(model_pred, wanted)  # (B,)
+    errors = ERRORS[settings.loss_type](model_pred, noised.target(), delta)  # (B,C,h,w)
+    losses = example_means(errors, batch.masks, settings.unmasked_weight)  # (B,)
+    return losses * timestep_weights(noised, settings)
+
+
+def put_noise_in(objective: Objective, batch: Batch, streams: StepStreams) -> NoisedLatents:
+    """Return the batch's latents at timesteps of their own, with all noise that is asked for."""
+    settings, device = objective.settings, objective.device
+    latents = batch.latents(streams.latents)  # (B,C,h,w)
+    noise = multires_noise(
+        gaussian_noise(latents.shape, streams.noise, settings.offset_noise),
+        streams.multires,
+        settings.multires_noise_iterations,
+        settings.multires_noise_discount,
+    )
+    timesteps = sample_timesteps(
+        len(latents),
+        streams.timesteps,
+        len(objective.alphas_cumprod),
+        lowest=settings.min_timestep,
+        highest=settings.max_timestep,
+    )
+    perturbation = None
+    if settings.input_perturbation > 0:
+        perturbation = settings.input_perturbation * gaussian_noise(
+            latents.shape, streams.perturbation
+        ).to(device)
+    return NoisedLatents(
+        latents.to(device),
+        noise.to(device),
+        timesteps.to(device),
+        objective.alphas_cumprod,
+        objective.components.prediction_type,
+        perturbation,
+    )
+
+
+def predict(objective: Objective, noised: NoisedLatents, conditioning: Conditioning) -> Tensor:
+    """Return what the UNet says of the noised latents, (B,C,h,w)."""
+    components = objective.components
+    return FAMILIES[components.family].predict(
+        components, noised.noisy_latents(), noised.timesteps, conditioning
+    )
+
+
+@torch.no_grad()
+def first_guess(objective: Objective, noised: NoisedLatents, conditioning: Conditioning) -> Tensor:
+    """Return the same without gradients, (B,C,h,w)."""
+    guess = predict(objective, noised, conditioning)
+    # Older versions of torch would use the weights that autocast has cast here, which know of no
+    # gradients, in the prediction that is learned from too.
+    torch.clear_autocast_cache()
+    return guess
+
+
+def timestep_weights(noised: NoisedLatents, settings: LossSection) -> Tensor:
+    """Return how much each example's timestep counts, (B,)."""
     if settings.min_snr_gamma > 0:
-        ratio = snr(alphas_cumprod, timesteps)
-        losses = losses * min_snr_weights(ratio, settings.min_snr_gamma, prediction_type)
-    return losses
+        return min_snr_weights(noised.snr(), settings.min_snr_gamma, noised.prediction_type)
+    if settings.debiased_estimation:
+        return debiased_weights(noised.snr(), noised.prediction_type)
+    return torch.ones_like(noised.timesteps, dtype=torch.float32)
 
 
 def masked_pictures(
@@ -105,6 +172,16 @@ def masked_pictures(
     return family.canvas(objective.components, batch.pixels.to(device), masks)
 
 
+def weighed_in_epoch(batch: Batch, settings: LossSection, epoch: int) -> Batch:
+    """Return the batch with its class images weighing what they do in an epoch (from 0)."""
+    if not settings.prior_loss_scale or not bool(batch.is_class.any()):
+        return batch
+    weight, minimum = settings.prior_loss_weight, settings.prior_loss_weight_min
+    scaled = scaled_prior_weight(weight, minimum, epoch, settings.prior_loss_target)
+    weights = torch.where(batch.is_class, batch.weights * (scaled / weight), batch.weights)
+    return replace(batch, weights=weights)
+
+
 def train_step(
     accelerator: Accelerator,
     optimizer: AcceleratedOptimizer,
@@ -113,7 +190,8 @@ def train_step(
     *,
     seed: int,
     step: int,
-    max_grad_norm: float,
+    limits: GradientLimits,
+    set_to_none: bool = True,
 ) -> StepResult:
     """Make update number `step` (from 0); raises NonFiniteError before any weight is changed.
 
@@ -122,14 +200,14 @@ def train_step(
     for _ in range(MAX_LOSS_SCALE_HALVINGS):
         losses = _backward(accelerator, objective, batches, StepStreams.of_step(seed, step))
         accelerator.unscale_gradients(optimizer)
-        gradients = _gradients(optimizer)
-        result = _read(losses, batches, _norm(gradients))
+        sets = gradient_sets(optimizer, limits)
+        result, norms = _read(losses, batches, norms_of(sets))
         if not math.isfinite(result.loss):
             raise _non_finite("loss", step)
         if math.isfinite(result.grad_norm):
-            _clip(gradients, result.grad_norm, max_grad_norm)
+            clip(sets, norms)
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=set_to_none)
             return result
         if accelerator.scaler is None:
             break
@@ -153,41 +231,23 @@ def _backward(
     return torch.cat(losses)
 
 
-def _gradients(optimizer: AcceleratedOptimizer) -> list[Tensor]:
-    parameters = (p for group in optimizer.param_groups for p in group["params"])
-    return [p.grad for p in parameters if p.grad is not None]
-
-
-def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    """Return the norm of all gradients together, a scalar."""
-    norms: tuple[Tensor, ...] = torch._foreach_norm(list(gradients))
-    norm: Tensor = torch.stack(norms).norm()
-    return norm
-
-
-def _clip(gradients: Sequence[Tensor], norm: float, max_norm: float) -> None:
-    """Scale the gradients so that their norm is at most `max_norm`; 0 leaves them as they are.
-
-    Pascanu et al. 2012 (arXiv 1211.5063), algorithm 1. The norm is on the host already, so the
-    usual step, which is not clipped, is spared a pass over all gradients.
-    """
-    if 0 < max_norm < norm:
-        torch._foreach_mul_(list(gradients), max_norm / norm)
-
-
-def _read(losses: Tensor, batches: Sequence[Batch], grad_norm: Tensor) -> StepResult:
-    """Bring a step's numbers to the host in one transfer."""
-    *values, norm = torch.cat([losses, grad_norm.reshape(1).to(losses)]).tolist()
+def _read(
+    losses: Tensor, batches: Sequence[Batch], norms: Tensor
+) -> tuple[StepResult, list[float]]:
+    """Bring a step's numbers to the host in one transfer: losses (B,), gradients' norms (S,)."""
+    numbers = torch.cat([losses, norms.to(losses)]).tolist()
+    values, gradient_norms = numbers[: len(losses)], numbers[len(losses) :]
     weights = torch.cat([batch.weights for batch in batches]).tolist()
     is_class = torch.cat([batch.is_class for batch in batches]).tolist()
     instance = [loss for loss, of_class in zip(values, is_class, strict=True) if not of_class]
     classes = [loss for loss, of_class in zip(values, is_class, strict=True) if of_class]
-    return StepResult(
+    result = StepResult(
         loss=math.fsum(w * v for w, v in zip(weights, values, strict=True)) / math.fsum(weights),
         loss_instance=_mean(instance),
         loss_class=_mean(classes) if classes else None,
-        grad_norm=norm,
+        grad_norm=math.hypot(*gradient_norms),
     )
+    return result, gradient_norms
 
 
 def _mean(values: Sequence[float]) -> float:
