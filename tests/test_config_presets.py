@@ -17,6 +17,7 @@ from dreambooth_core.config.presets import (
     apply_preset,
     built_in_presets,
     delete_preset,
+    differences,
     export_preset,
     find_preset,
     import_preset,
@@ -52,7 +53,18 @@ def preset_file(path: Path, **changes: Any) -> Path:
 def test_there_are_presets_for_the_usual_cases() -> None:
     names = [preset.name for preset in BUILT_IN]
     assert names[0] == "Defaults"
-    assert {"Face", "Style", "Object", "Low memory", "Built-in example"} <= set(names)
+    assert {"Face", "Style", "Object", "8 GB", "12 GB", "24 GB", "Built-in example"} <= set(names)
+    guides = [preset for preset in BUILT_IN if preset.name.startswith("Guide: ")]
+    assert len(guides) == 6
+    sources = (
+        "blog of Hugging Face",
+        "nitrosocke",
+        "rentry.org",
+        "kohya",
+        "sd_dreambooth_extension",
+    )
+    assert all(any(source in preset.description for source in sources) for preset in guides)
+    assert len({*names}) == len(names)
     assert all(preset.description and preset.settings and preset.built_in for preset in BUILT_IN)
 
 
@@ -65,8 +77,10 @@ def test_a_built_in_preset_makes_settings_that_can_be_trained(
     after = apply_preset(preset, before)
     check(after, None)
     changed = {change.path for change in difference(before, after)}
-    assert changed <= set(preset.settings)
-    assert after.concepts == before.concepts and after.saving.name == "mine"
+    assert {path.replace("concepts.0.", "concepts.") for path in changed} <= set(preset.settings)
+    assert after.concepts[0].instance_folder == before.concepts[0].instance_folder
+    assert after.saving.name == "mine"
+    assert not differences(preset, after)
 
 
 def test_defaults_undo_everything_but_what_is_personal(tmp_path: Path) -> None:
@@ -74,7 +88,9 @@ def test_defaults_undo_everything_but_what_is_personal(tmp_path: Path) -> None:
     for preset in BUILT_IN[1:]:
         changed = apply_preset(preset, changed)
     assert difference(config(tmp_path), changed)
-    assert apply_preset(BUILT_IN[0], changed) == config(tmp_path)
+    undone = apply_preset(BUILT_IN[0], changed)
+    undone.concepts = config(tmp_path).concepts
+    assert undone == config(tmp_path)
     plain = {spec.path for spec in plain_specs(TrainConfig)}
     assert set(BUILT_IN[0].settings) == plain - set(PERSONAL)
 
@@ -140,12 +156,16 @@ def test_an_exported_preset_can_be_imported_elsewhere(workspace: Workspace, tmp_
         ({"name": " "}, "no name"),
         ({"name": 5}, "no name"),
         ({"settings": {"optimizer.nam": "lion"}}, "optimizer.name"),
-        ({"settings": {"optimizer.name": "sgd"}}, "lion, adamw"),
-        ({"settings": {"intervals.epochs": 0}}, "at least 1"),
+        ({"settings": {"optimizer.name": "magic"}}, "lion"),
+        ({"settings": {"intervals.epochs": -1}}, "at least 0"),
         ({"settings": {"intervals.epochs": "many"}}, "whole number"),
         ({"settings": {"optimizer": {"name": "lion"}}}, "group of settings"),
         ({"settings": {"model": "x"}}, "does not belong"),
         ({"settings": {"concepts.0.instance_folder": "/etc"}}, "does not belong"),
+        ({"settings": {"concepts.instance_folder": "/etc"}}, "does not belong"),
+        ({"settings": {"concepts.class_token": "dog"}}, "does not belong"),
+        ({"settings": {"concepts.class_steps": 0}}, "at least 1"),
+        ({"settings": {"concepts.class_sampler": "magic"}}, "ddim"),
         ({"settings": {"saving.subfolder": "../up"}}, "does not belong"),
     ],
 )
@@ -176,3 +196,38 @@ def test_a_damaged_own_preset_does_not_hide_the_others(workspace: Workspace) -> 
 def test_an_unknown_preset_names_those_there_are(workspace: Workspace) -> None:
     with pytest.raises(InputError, match="Style"):
         find_preset(workspace, "nope")
+
+
+def test_what_a_preset_says_of_concepts_goes_into_each() -> None:
+    preset = Preset("x", "", {"concepts.class_steps": 9, "seed": 5})
+    one, two = Concept(instance_folder="a"), Concept(instance_folder="b", class_token="cat")
+    made = apply_preset(preset, TrainConfig(model="m", concepts=[one, two]))
+    assert [(c.instance_folder, c.class_steps) for c in made.concepts] == [("a", 9), ("b", 9)]
+    first = apply_preset(preset, TrainConfig(model="m"))
+    assert [(c.instance_folder, c.class_steps) for c in first.concepts] == [("", 9)]
+    changed = apply_preset(Preset("y", "", {"concepts.class_steps": 7}), made)
+    told = [(change.path, change.before, change.after) for change in differences(preset, changed)]
+    assert told == [("concepts.0.class_steps", "9", "7"), ("concepts.1.class_steps", "9", "7")]
+
+
+def test_the_guides_are_as_their_sources_say() -> None:
+    by_name = {preset.name: preset.settings for preset in BUILT_IN}
+    face, photo = by_name["Guide: face"], by_name["Guide: photos of a person"]
+    assert (face["learning_rate.unet"], face["intervals.max_steps"]) == (1e-6, 1200)
+    assert face["batch.batch_size"] == 2 and face["concepts.class_images_per_instance_image"]
+    thing = by_name["Guide: object"]
+    assert (thing["learning_rate.unet"], thing["intervals.max_steps"]) == (2e-6, 400)
+    assert (photo["optimizer.name"], photo["learning_rate.unet"]) == ("lion", 1e-7)
+    assert photo["ema.enabled"] and photo["precision.mixed_precision"] == "bf16"
+    assert photo["concepts.class_images_per_instance_image"] == 100
+    style, character = by_name["Guide: style"], by_name["Guide: character with tags"]
+    assert style["concepts.class_sampler"] == "ddim"
+    assert (character["optimizer.name"], character["learning_rate.unet"]) == ("adamw_8bit", 1e-6)
+    assert character["concepts.instance_prompt"] == "[filewords]"
+    lora = by_name["Guide: SDXL LoRA with captions"]
+    assert (lora["lora.unet_learning_rate"], lora["lora.text_encoder_learning_rate"]) == (
+        4e-4,
+        4e-5,
+    )
+    assert (lora["lora.rank"], lora["optimizer.name"]) == (128, "adafactor")
+    assert lora["learning_rate.schedule"] == "cosine_with_restarts"

@@ -1,20 +1,22 @@
 """Presets: named sets of training settings, to load, save and pass on as files.
 
 A preset names the settings that it sets and leaves all others as they are. It never holds what
-belongs to one model or one machine.
+belongs to one model, one subject or one machine; what it says of class images counts for all
+concepts alike.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.config.schema import TrainConfig
+from dreambooth_core.config.schema import Concept, TrainConfig
 from dreambooth_core.config.serialize import from_dict, put_value, read_json_object, to_dict
-from dreambooth_core.config.settings_store import plain_specs, value_at
+from dreambooth_core.config.settings_store import Change, difference, plain_specs, value_at
 from dreambooth_core.config.validate import check_fields
 from dreambooth_core.errors import ConfigError, InputError, Problem, UsageError
 from dreambooth_core.job.storage import atomic_write_json
@@ -33,8 +35,21 @@ PERSONAL = (
     "saving.name",
     "saving.subfolder",
     "previews.prompts",
+    "lora.start_from",
 )
 """Settings of one model, one subject or one machine; no preset holds them."""
+OF_CONCEPTS = "concepts."
+FOR_CONCEPTS = (
+    "class_images_per_instance_image",
+    "class_images_source",
+    "class_cfg_scale",
+    "class_steps",
+    "class_sampler",
+    "instance_prompt",
+    "class_prompt",
+)
+"""Settings that a preset may hold for all concepts, as "concepts.class_steps"."""
+DEFAULTS = "Defaults"
 
 
 @dataclass(frozen=True)
@@ -48,8 +63,14 @@ class Preset:
 
 
 def built_in_presets() -> list[Preset]:
-    """Return the presets that come with the product, ordered by their files' names."""
-    return [read_preset(path, built_in=True) for path in sorted(FOLDER.glob("*.json"))]
+    """Return the presets that come with the product: the defaults, then by their files' names."""
+    files = [read_preset(path, built_in=True) for path in sorted(FOLDER.glob("*.json"))]
+    return [_defaults(), *files]
+
+
+def _defaults() -> Preset:
+    words = "Every setting as it is when a model is new."
+    return dataclasses.replace(preset_of(TrainConfig(model=""), DEFAULTS, words), built_in=True)
 
 
 def own_presets(workspace: Workspace) -> tuple[list[Preset], list[UsageError]]:
@@ -75,11 +96,25 @@ def find_preset(workspace: Workspace, name: str) -> Preset:
 
 
 def apply_preset(preset: Preset, config: TrainConfig) -> TrainConfig:
-    """Return the settings with those of the preset put in."""
+    """Return the settings with those of the preset put in.
+
+    What it says of concepts goes into each; where there is none yet, into a first one.
+    """
     data = to_dict(config)
     for path, value in preset.settings.items():
-        put_value(data, TrainConfig, path, value)
+        name = path.removeprefix(OF_CONCEPTS)
+        if name == path:
+            put_value(data, TrainConfig, path, value)
+            continue
+        data["concepts"] = data["concepts"] or [to_dict(Concept(instance_folder=""))]
+        for concept in data["concepts"]:
+            put_value(concept, Concept, name, value)
     return from_dict(TrainConfig, data)
+
+
+def differences(preset: Preset, config: TrainConfig) -> list[Change]:
+    """Return the settings that differ from those that a preset names."""
+    return difference(apply_preset(preset, config), config)
 
 
 def preset_of(config: TrainConfig, name: str, description: str = "") -> Preset:
@@ -167,16 +202,29 @@ def _checked(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     _refuse_personal(settings)
     config = apply_preset(Preset("", "", settings), TrainConfig(model=""))
     known = {spec.path for spec in plain_specs(TrainConfig)}
+    known |= {OF_CONCEPTS + name for name in FOR_CONCEPTS}
     groups = [Problem(path, "is a group of settings.") for path in settings if path not in known]
-    problems = groups + [problem for problem in check_fields(config) if problem.field in settings]
+    found = check_fields(config)
+    for concept in config.concepts:
+        found += check_fields(concept, OF_CONCEPTS)
+    problems = groups + [problem for problem in found if problem.field in settings]
     if problems:
         raise ConfigError(problems)
-    return {path: value_at(config, path) for path in settings}
+    return {path: _value_in(config, path) for path in settings}
+
+
+def _value_in(config: TrainConfig, path: str) -> Any:
+    name = path.removeprefix(OF_CONCEPTS)
+    return value_at(config, path) if name == path else value_at(config.concepts[0], name)
 
 
 def _refuse_personal(settings: Iterable[str]) -> None:
-    personal = [path for path in settings if path.partition(".")[0] == "concepts"]
-    personal += [path for path in settings if path in PERSONAL and path not in personal]
+    for_concepts = {OF_CONCEPTS + name for name in FOR_CONCEPTS}
+    personal = [
+        path
+        for path in settings
+        if path not in for_concepts and (path in PERSONAL or path.partition(".")[0] == "concepts")
+    ]
     if personal:
         raise ConfigError([Problem(path, "does not belong in a preset.") for path in personal])
 

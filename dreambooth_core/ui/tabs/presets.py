@@ -14,6 +14,7 @@ from dreambooth_core.config.presets import (
     apply_preset,
     built_in_presets,
     delete_preset,
+    differences,
     export_preset,
     find_preset,
     import_preset,
@@ -22,7 +23,7 @@ from dreambooth_core.config.presets import (
     save_preset,
 )
 from dreambooth_core.config.schema import TrainConfig
-from dreambooth_core.config.settings_store import Change, difference, difference_from
+from dreambooth_core.config.settings_store import Change, difference
 from dreambooth_core.errors import DreamboothError
 from dreambooth_core.job.runs import last_run
 from dreambooth_core.job.workspace import Workspace
@@ -131,8 +132,9 @@ class PresetRow:
         config = self.form.read(values)
         if other != LAST_RUN:
             preset = find_preset(self.workspace(), other)
-            changes = difference_from(preset.settings, config)
-            return show_changes(changes) or note(f"All is as in {preset.name}.", "good")
+            return show_changes(differences(preset, config)) or note(
+                f"All is as in {preset.name}.", "good"
+            )
         return differences_from_last_run(self.workspace(), config)
 
     def _save(self, values: Values) -> Updates:
