@@ -1,4 +1,4 @@
-"""Merging checkpoints, in small pieces: A (1 - M) + B M, or A + (B - C) M.
+"""Merging checkpoints, in small pieces: A (1 - M) + B M, or A + (B - C) M, or a part of that.
 
 What is merged are the floating-point weights that A and the others have, told as the WebUI's merger
 tells them: by "model" in the name. From A as they are come the noise schedule, position ids, keys
@@ -8,6 +8,7 @@ out, since they would be those of other weights; so are weights that A lacks.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,15 +18,13 @@ from torch import Tensor
 from dreambooth_core.checkpoint.carried import as_it_is, cast_to
 from dreambooth_core.checkpoint.file import FLOATING, TORCH_DTYPES, CheckpointReader, Entry
 from dreambooth_core.checkpoint.header import DTYPE_BYTES, Header, TensorInfo
+from dreambooth_core.checkpoint.recognise import CONV_IN, EMA_PREFIX, VAE
 from dreambooth_core.checkpoint.stream import Buffer, Buffers, bytes_of
 from dreambooth_core.errors import CheckpointError
 
 PIECE_NUMBERS = 2**20
-EMA_PREFIX = "model_ema."
-VAE_PREFIX = "first_stage_model."
 WEIGHT_WORD = "model"
 POSITION_IDS = "position_ids"
-INPUT_WEIGHT = "model.diffusion_model.input_blocks.0.0.weight"
 OLD_TEXT, NEW_TEXT = "cond_stage_model.transformer.", "cond_stage_model.transformer.text_model."
 
 
@@ -34,11 +33,14 @@ class Recipe:
     """How weights are merged: with two models a weighted sum, with a third the added difference.
 
     `exact` computes in fp32; otherwise in the files' own number formats, as the WebUI does.
+    Below a `density` of 1 the difference is thinned out, at random by `seed`.
     """
 
     multiplier: float
     exact: bool = False
     keeps_vae: bool = False
+    density: float = 1.0
+    seed: int = 0
 
 
 def weighted_sum(a: Tensor, b: Tensor, multiplier: float) -> Tensor:
@@ -49,6 +51,15 @@ def weighted_sum(a: Tensor, b: Tensor, multiplier: float) -> Tensor:
 def add_difference(a: Tensor, b: Tensor, c: Tensor, multiplier: float) -> Tensor:
     """Return A + (B - C) M, in the WebUI's order of operations."""
     return a + (multiplier * (b - c))
+
+
+def thinned(difference: Tensor, density: float, generator: torch.Generator) -> Tensor:
+    """Return a difference of which a random share is left, divided by that share; shape as it is.
+
+    DARE, drop and rescale: Yu et al. 2023 (arXiv 2311.03099), equation 1 with p = 1 - density.
+    """
+    kept = torch.rand(difference.shape, generator=generator) < density
+    return torch.where(kept, difference / density, torch.zeros_like(difference))
 
 
 def merge_entries(
@@ -69,7 +80,7 @@ def merge_entries(
         keys = [found.get(_name(key), "") for found in names]
         if not is_weight(key, info):
             entries.append(as_it_is(first, key))
-        elif all(keys) and not (recipe.keeps_vae and key.startswith(VAE_PREFIX)):
+        elif all(keys) and not (recipe.keeps_vae and key.startswith(VAE)):
             sources = list(zip(readers, (key, *keys), strict=True))
             _check_shapes(sources)
             entries.append(_merged(sources, recipe, dtype_of(info)))
@@ -111,29 +122,40 @@ def _merged(sources: Sequence[Source], recipe: Recipe, dtype: str) -> Entry:
 def _numbers(sources: Sequence[Source], recipe: Recipe) -> Iterator[Tensor]:
     """Yield the merged numbers of a weight in order, a piece at a time."""
     shapes = {reader.header.tensors[key].shape for reader, key in sources}
+    chance = _chance(recipe.seed, _name(sources[0][1]))
     if len(shapes) > 1:
-        yield _merged_inputs([reader.read(key) for reader, key in sources], recipe)
+        yield _merged_inputs([reader.read(key) for reader, key in sources], recipe, chance)
         return
     for piece in zip(*(_pieces(reader, key) for reader, key in sources), strict=True):
-        yield _compute(piece, recipe)
+        yield _compute(piece, recipe, chance)
 
 
-def _merged_inputs(tensors: Sequence[Tensor], recipe: Recipe) -> Tensor:
+def _chance(seed: int, name: str) -> torch.Generator:
+    """Return the random numbers of one weight, whatever the others are."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _merged_inputs(tensors: Sequence[Tensor], recipe: Recipe, chance: torch.Generator) -> Tensor:
     """Return an inpainting UNet's first layer (O, 9, 3, 3), merged with plain ones' (O, 4, 3, 3).
 
-    Only the inputs that all of them have are merged.
+    Only the inputs that all of them have are merged. The WebUI puts them into A's own tensor, so
+    that they are rounded to its format.
     """
     whole, *others = tensors
     shared = others[0].shape[1]
-    part = _compute((whole[:, :shared], *others), recipe)
-    return torch.cat([part, whole[:, shared:].to(part.dtype)], dim=1)
+    part = _compute((whole[:, :shared], *others), recipe, chance)
+    dtype = part.dtype if recipe.exact else whole.dtype
+    return torch.cat([part.to(dtype), whole[:, shared:].to(dtype)], dim=1)
 
 
-def _compute(tensors: Sequence[Tensor], recipe: Recipe) -> Tensor:
+def _compute(tensors: Sequence[Tensor], recipe: Recipe, chance: torch.Generator) -> Tensor:
     a, b, *c = [tensor.float() for tensor in tensors] if recipe.exact else tensors
-    if c:
+    if not c:
+        return weighted_sum(a, b, recipe.multiplier)
+    if recipe.density == 1:
         return add_difference(a, b, c[0], recipe.multiplier)
-    return weighted_sum(a, b, recipe.multiplier)
+    return a + recipe.multiplier * thinned(b - c[0], recipe.density, chance)
 
 
 def _pieces(reader: CheckpointReader, key: str) -> Iterator[Tensor]:
@@ -175,4 +197,4 @@ def _check_shapes(sources: Sequence[Source]) -> None:
 def _inpaints(key: str, shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Return whether a weight is an inpainting UNet's first where the other is a plain one's."""
     more = shape[1:2] > other[1:2]
-    return key == INPUT_WEIGHT and more and (shape[0], *shape[2:]) == (other[0], *other[2:])
+    return key == CONV_IN and more and (shape[0], *shape[2:]) == (other[0], *other[2:])

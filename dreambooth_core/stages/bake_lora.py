@@ -14,6 +14,8 @@ from dreambooth_core.adapters.weights import LowRank, applied
 from dreambooth_core.checkpoint.carried import as_it_is, cast_to
 from dreambooth_core.checkpoint.file import TORCH_DTYPES, CheckpointReader, Entry
 from dreambooth_core.checkpoint.header import TensorInfo
+from dreambooth_core.checkpoint.metadata import told_name
+from dreambooth_core.checkpoint.recognise import EMA_PREFIX
 from dreambooth_core.checkpoint.stream import Buffer, Buffers, bytes_of
 from dreambooth_core.config.control import number_text
 from dreambooth_core.config.lora import BakeLoraConfig
@@ -24,16 +26,14 @@ from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import CheckpointSaved, Notice
 from dreambooth_core.stages.derived import (
     Original,
-    derived_metadata,
     read_original,
-    reporting,
     saved_dtype,
+    tell_saved,
+    until_stopped,
     write_derived,
 )
-from dreambooth_core.stages.requests import StopRequested
 
 PHASE = "writing"
-EMA_PREFIX = "model_ema."
 
 Layers = Mapping[tuple[str, str], LowRank]
 """LoRA layers by component and by the name of the weight that they change."""
@@ -46,32 +46,26 @@ def run(config: BakeLoraConfig, context: RunContext) -> dict[str, Any]:
     lora = workspace.find_lora(config.lora)
     with CheckpointReader(lora) as reader:
         layers = _placed(read_lora(reader), original, lora, context)
-    path = checkpoint_path(workspace.checkpoints_dir, config.name, 0, config.subfolder)
-    metadata = derived_metadata(original, path, baking_metadata(config, original, lora))
-    try:
+
+    def bake() -> dict[str, Any]:
+        path = checkpoint_path(workspace.checkpoints_dir, config.name, 0, config.subfolder)
+        told = baking_metadata(config, original, lora)
         with CheckpointReader(original.path) as reader:
             entries = baked_entries(original, reader, layers, config)
-            watched = reporting(entries, PHASE, context)
-            written = write_derived(original.path, path, watched, metadata)
-    except StopRequested:
-        return {"name": config.name, "stopped": True}
-    context.emit(CheckpointSaved(str(path), 0, 0, written.sha256, written.size))
-    return {
-        "name": config.name,
-        "family": original.family.name,
-        "path": str(path),
-        "layers": len(layers),
-        "sha256": written.sha256,
-        "size": written.size,
-    }
+            written = write_derived(original, path, entries, told, PHASE, context)
+        return tell_saved(
+            CheckpointSaved, config.name, original, written, context, layers=len(layers)
+        )
+
+    return until_stopped(config.name, bake)
 
 
 def baking_metadata(config: BakeLoraConfig, original: Original, lora: Path) -> dict[str, str]:
     """Return what a checkpoint with a LoRA in it says about how it was made."""
     return {
-        "modelspec.merged_from": f"{original.path.name}, {lora.name}",
-        "dreambooth.baked_checkpoint": original.path.name,
-        "dreambooth.baked_lora": lora.name,
+        "modelspec.merged_from": f"{told_name(original.path)}, {told_name(lora)}",
+        "dreambooth.baked_checkpoint": told_name(original.path),
+        "dreambooth.baked_lora": told_name(lora),
         "dreambooth.baked_strength": number_text(config.strength),
         "dreambooth.baked_text_encoder_strength": number_text(config.text_encoder_strength),
     }

@@ -5,9 +5,10 @@ A checkpoint that is made from another one takes its side `.yaml` along.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dreambooth_core import __version__
 from dreambooth_core.checkpoint.file import Data, Entry, WrittenFile, write_checkpoint
@@ -20,11 +21,11 @@ from dreambooth_core.families.noise_schedule import prediction_type
 from dreambooth_core.families.side_file import read_side_file
 from dreambooth_core.job.checkpoint_files import side_path
 from dreambooth_core.job.context import RunContext
-from dreambooth_core.job.events import PhaseProgress, PhaseStarted
+from dreambooth_core.job.events import CheckpointSaved, LoraSaved, PhaseProgress, PhaseStarted
 from dreambooth_core.job.storage import atomic_write_bytes
 from dreambooth_core.stages.disk import require_space
 from dreambooth_core.stages.model_shape import SAVED_DTYPES, SOURCE_DTYPE
-from dreambooth_core.stages.requests import Requests
+from dreambooth_core.stages.requests import Requests, StopRequested
 
 KEPT_METADATA = ("modelspec.prediction_type", "modelspec.resolution")
 ANY_PREDICTION = "epsilon"
@@ -128,16 +129,54 @@ def derived_metadata(original: Original, path: Path, told: Mapping[str, str]) ->
     )
 
 
+def until_stopped(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the summary of what `make` made of that name, or that it was told to end."""
+    try:
+        return make()
+    except StopRequested:
+        return {"name": name, "stopped": True}
+
+
+def tell_saved(
+    saved: type[CheckpointSaved | LoraSaved],
+    name: str,
+    original: Original,
+    written: WrittenFile,
+    context: RunContext,
+    **more: object,
+) -> dict[str, Any]:
+    """Report a file that was made from an original, and return the job's summary."""
+    context.emit(saved(str(written.path), 0, 0, written.sha256, written.size))
+    return {
+        "name": name,
+        "family": original.family.name,
+        "path": str(written.path),
+        "sha256": written.sha256,
+        "size": written.size,
+        **more,
+    }
+
+
 def write_derived(
-    source: Path, path: Path, entries: list[Entry], metadata: Mapping[str, str]
+    original: Original,
+    path: Path,
+    entries: Iterable[Entry],
+    told: Mapping[str, str],
+    phase: str,
+    context: RunContext,
 ) -> WrittenFile:
-    """Write a checkpoint made from another one, and that one's side yaml, all or nothing."""
-    side, kept = side_path(path), side_path(source)
-    require_space(path.parent, sum(entry.size for entry in entries), "The checkpoint")
+    """Write a checkpoint made from another one, and that one's side yaml, all or nothing.
+
+    `told` is what its metadata say of how it was made. Raises StopRequested if told to end.
+    """
+    metadata = derived_metadata(original, path, told)
+    side, kept = side_path(path), side_path(original.path)
+    watched = reporting(entries, phase, context)
+    require_space(path.parent, sum(entry.size for entry in watched), "The checkpoint")
     try:
         if kept.is_file():
             atomic_write_bytes(side, kept.read_bytes())
-        return write_checkpoint(path, entries, metadata)
+        return write_checkpoint(path, watched, metadata)
     except BaseException:
         if not path.exists():
             side.unlink(missing_ok=True)

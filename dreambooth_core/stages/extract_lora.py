@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from dreambooth_core.adapters.targets import (
 )
 from dreambooth_core.adapters.weights import LowRank, nearest_low_rank
 from dreambooth_core.checkpoint.file import CheckpointReader
+from dreambooth_core.checkpoint.metadata import told_name
 from dreambooth_core.config.lora import ExtractLoraConfig
 from dreambooth_core.errors import InputError
 from dreambooth_core.families.base import KeyPair
@@ -29,11 +30,12 @@ from dreambooth_core.stages.derived import (
     derived_metadata,
     read_alike,
     read_original,
+    tell_saved,
+    until_stopped,
 )
 from dreambooth_core.stages.disk import require_space
 from dreambooth_core.stages.lora_metadata import ARCHITECTURE, network_metadata
 from dreambooth_core.stages.model_shape import SAVED_DTYPES
-from dreambooth_core.stages.requests import StopRequested
 
 PHASE = "comparing layers"
 
@@ -43,31 +45,19 @@ def run(config: ExtractLoraConfig, context: RunContext) -> dict[str, Any]:
     workspace = context.workspace
     base = read_original(workspace.find_checkpoint(config.base))
     trained = read_alike(workspace.find_checkpoint(config.trained), base)
-    try:
+
+    def extract() -> dict[str, Any]:
         layers = dict(low_rank_layers(base, trained, config, context))
-    except StopRequested:
-        return {"name": config.name, "stopped": True}
-    if not layers:
-        raise InputError(
-            f"{trained.path} does not differ from {base.path} in any layer that a LoRA has.",
-            remedy="Give the checkpoint that training made, and the one that it began with.",
-            field="trained",
-        )
-    path = checkpoint_path(workspace.lora_dir, config.name, 0, config.subfolder)
-    entries = low_rank_entries(layers, SAVED_DTYPES[config.dtype])
-    require_space(path.parent, sum(entry.size for entry in entries), "The LoRA")
-    told = derived_metadata(base, path, extraction_metadata(config, base, trained))
-    told[ARCHITECTURE] += "/lora"
-    written = write_lora(path, entries, told)
-    context.emit(LoraSaved(str(path), 0, 0, written.sha256, written.size))
-    return {
-        "name": config.name,
-        "family": base.family.name,
-        "path": str(path),
-        "layers": len(layers),
-        "sha256": written.sha256,
-        "size": written.size,
-    }
+        _require_any(layers, base, trained)
+        path = checkpoint_path(workspace.lora_dir, config.name, 0, config.subfolder)
+        entries = low_rank_entries(layers, SAVED_DTYPES[config.dtype])
+        require_space(path.parent, sum(entry.size for entry in entries), "The LoRA")
+        told = derived_metadata(base, path, extraction_metadata(config, base, trained))
+        told[ARCHITECTURE] += "/lora"
+        written = write_lora(path, entries, told)
+        return tell_saved(LoraSaved, config.name, base, written, context, layers=len(layers))
+
+    return until_stopped(config.name, extract)
 
 
 def extraction_metadata(
@@ -76,9 +66,9 @@ def extraction_metadata(
     """Return what an extracted LoRA says about where it comes from."""
     return {
         **network_metadata(config.rank, config.rank),
-        "ss_sd_model_name": base.path.name,
+        "ss_sd_model_name": told_name(base.path),
         "dreambooth.conv_rank": str(config.conv_rank),
-        "dreambooth.extracted_from": trained.path.name,
+        "dreambooth.extracted_from": told_name(trained.path),
     }
 
 
@@ -100,6 +90,15 @@ def low_rank_layers(
             change = _read(after, others[key]) - _read(before, places[key])
             if change.any():
                 yield name, nearest_low_rank(change, sizes[component, path])
+
+
+def _require_any(layers: Mapping[str, LowRank], base: Original, trained: Original) -> None:
+    if not layers:
+        raise InputError(
+            f"{trained.path} does not differ from {base.path} in any layer that a LoRA has.",
+            remedy="Give the checkpoint that training made, and the one that it began with.",
+            field="trained",
+        )
 
 
 def _read(reader: CheckpointReader, pair: KeyPair) -> Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dreambooth_core.checkpoint.header import Header, read_header
 from dreambooth_core.checkpoint.recognise import LORA_PARTS, trainable_family
 from dreambooth_core.config.lora import BakeLoraConfig, ExtractLoraConfig
-from dreambooth_core.config.merge import ADD_DIFFERENCE, MergeConfig
+from dreambooth_core.config.merge import OF_A_DIFFERENCE, MergeConfig
+from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.errors import InputError, Problem
 from dreambooth_core.job.workspace import Workspace
 
@@ -31,20 +32,35 @@ def check_bake_lora(config: BakeLoraConfig, workspace: Workspace | None) -> list
     if workspace is None:
         return problems
     problems += _check_families({"checkpoint": config.checkpoint}, workspace)
+    return problems + _check_lora_file("lora", config.lora, workspace)
+
+
+def check_start_from(config: TrainConfig, workspace: Workspace | None) -> list[Problem]:
+    """Return what stands in the way of a training that begins with a LoRA file."""
+    name, field = config.lora.start_from, "lora.start_from"
+    if not name.strip():
+        return []
+    if not config.lora.enabled:
+        words = "is set, but a whole model is trained, which does not begin with a LoRA."
+        return [Problem(field, words, "Switch on lora.enabled, or leave it empty.")]
+    return [] if workspace is None else _check_lora_file(field, name, workspace)
+
+
+def _check_lora_file(field: str, name: str, workspace: Workspace) -> list[Problem]:
     try:
-        path = workspace.find_lora(config.lora)
-        if not _is_lora(read_header(path)):
-            problems.append(Problem("lora", f"{path} is no LoRA.", "Give a LoRA file."))
+        path = workspace.find_lora(name)
+        if is_lora(read_header(path)):
+            return []
+        return [Problem(field, f"{path} is no LoRA.", "Give a LoRA file.")]
     except InputError as error:
-        problems.append(Problem("lora", error.message, error.remedy))
-    return problems
+        return [Problem(field, error.message, error.remedy)]
 
 
 def check_merge(config: MergeConfig, workspace: Workspace | None) -> list[Problem]:
     """Return what stands in the way of a merge: models that are missing or of another family."""
-    needs_third = config.method == ADD_DIFFERENCE
+    needs_third = config.method in OF_A_DIFFERENCE
     if needs_third and not config.tertiary.strip():
-        words = "is empty, but add_difference needs the checkpoint that B was trained from."
+        words = f"is empty, but {config.method} needs the checkpoint that B was trained from."
         return [Problem("tertiary", words, "Name it, or choose weighted_sum.")]
     if not needs_third and config.tertiary.strip():
         words = "is given, but weighted_sum mixes only A and B."
@@ -83,5 +99,6 @@ def _header(name: str, workspace: Workspace) -> Header:
     return read_header(workspace.find_checkpoint(name))
 
 
-def _is_lora(header: Header) -> bool:
+def is_lora(header: Header) -> bool:
+    """Return whether a file is a LoRA, told from the names of its tensors."""
     return any(part in key for key in header.tensors for part in LORA_PARTS)
