@@ -18,8 +18,8 @@ FOLDER = Path(__file__).resolve().parent
 OLDEST_PYTHON = "310"
 PACKAGES = (
     *("absl-py", "accelerate", "diffusers", "huggingface_hub", "importlib_metadata"),
-    *("lion-pytorch", "peft", "prodigyopt", "protobuf", "safetensors", "schedulefree"),
-    *("tensorboard", "tokenizers", "transformers", "zipp"),
+    *("lion-pytorch", "peft", "prodigyopt", "protobuf", "pytorch-optimizer", "safetensors"),
+    *("schedulefree", "tensorboard", "tokenizers", "transformers", "zipp"),
 )
 """What no WebUI has, or has in another version. torch, numpy and Pillow are always the host's."""
 

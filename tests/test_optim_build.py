@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from dreambooth_core.config.sections.optimizer import OPTIMIZER_CHOICES, OptimizerSection
+from dreambooth_core.config.sections.optimizer import (
+    EIGHT_BIT_OPTIMIZERS,
+    OPTIMIZER_CHOICES,
+    OptimizerSection,
+)
 from dreambooth_core.optim.build import (
     OPTIMIZERS,
     build_optimizer,
@@ -97,7 +101,7 @@ def test_groups_keep_order_rates_and_only_trainable_parameters() -> None:
     assert [[p.numel() for p in group["params"]] for group in groups] == [[2], [1]]
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "lion", "adamw_schedule_free", "sgd"])
 def test_rates_and_decays_act_per_group(name: str) -> None:
     """Equal gradients move the two modules in the ratio of their rates, at any factor."""
     modules = {"unet": OneWeight([0.0]), "text_encoder": OneWeight([0.0])}
@@ -115,7 +119,7 @@ def test_rates_and_decays_act_per_group(name: str) -> None:
     assert set_learning_rates(optimizer, 1.0) == rates
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - set(EIGHT_BIT_OPTIMIZERS)))
 def test_state_resumes_bit_for_bit(name: str) -> None:
     """Two steps straight equal one step, state saved and loaded into a new optimizer, one step."""
 
@@ -145,7 +149,7 @@ def test_every_choice_of_the_settings_exists() -> None:
 def test_what_cannot_be_built_is_named() -> None:
     """An unknown name, and nothing to train."""
     groups = parameter_groups({"unet": OneWeight([1.0])}, {"unet": 1.0}, {"unet": 0.0})
-    with pytest.raises(ValueError, match="'sgd'; known are lion, adamw"):
-        build_optimizer(OptimizerSection(name="sgd"), groups)
+    with pytest.raises(ValueError, match="'adam'; known are lion, adamw"):
+        build_optimizer(OptimizerSection(name="adam"), groups)
     with pytest.raises(ValueError, match="nothing to train"):
         build_optimizer(OptimizerSection(), [])

@@ -1,12 +1,18 @@
-"""Learning-rate schedules: by hand, and equal to diffusers' lambdas."""
+"""Learning-rate schedules: by hand, and equal to those of diffusers and transformers."""
 
 from __future__ import annotations
+
+import ast
+import inspect
+import math
 
 import pytest
 import torch
 from diffusers import optimization
+from transformers import optimization as transformers_optimization
 
 from dreambooth_core.config.sections.learning_rate import LR_SCHEDULE_CHOICES
+from dreambooth_core.optim import lr
 from dreambooth_core.optim.lr import LR_SCHEDULES, lr_factor
 
 TOTAL, WARMUP, CYCLES, POWER = 50, 8, 3, 2.0
@@ -21,6 +27,13 @@ def diffusers_factors(name: str) -> list[float]:
         )
     else:
         schedule = optimization.get_scheduler(name, optimizer, None, WARMUP, TOTAL, CYCLES)
+    return followed(schedule, optimizer)
+
+
+def followed(
+    schedule: torch.optim.lr_scheduler.LambdaLR, optimizer: torch.optim.SGD
+) -> list[float]:
+    """Return the factors of a scheduler over all steps and a few more."""
     factors = []
     for _ in range(TOTAL + 3):
         factors.append(schedule.get_last_lr()[0])
@@ -29,7 +42,10 @@ def diffusers_factors(name: str) -> list[float]:
     return factors
 
 
-@pytest.mark.parametrize("name", sorted(set(LR_SCHEDULES) - {"cosine"}))
+OF_DIFFUSERS = {kind.value for kind in optimization.SchedulerType} & set(LR_SCHEDULES)
+
+
+@pytest.mark.parametrize("name", sorted(OF_DIFFUSERS - {"cosine"}))
 def test_equals_diffusers(name: str) -> None:
     """At every step of a run with warm-up, and after its end."""
     ours = [
@@ -37,6 +53,88 @@ def test_equals_diffusers(name: str) -> None:
         for step in range(TOTAL + 3)
     ]
     assert ours == pytest.approx(diffusers_factors(name), abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup", [0, WARMUP])
+def test_inverse_sqrt_equals_transformers(warmup: int) -> None:
+    """Also without a warm-up, where both take a scale of 10,000 steps."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = transformers_optimization.get_inverse_sqrt_schedule(optimizer, warmup)
+    ours = [lr_factor("inverse_sqrt", s, TOTAL, warmup_steps=warmup) for s in range(TOTAL + 3)]
+    assert ours == pytest.approx(followed(schedule, optimizer), abs=1e-12)
+
+
+@pytest.mark.parametrize(("floor", "first"), [(0.0, 0), (0.25, WARMUP)])
+def test_warmup_stable_decay_equals_transformers(floor: float, first: int) -> None:
+    """A fifth of 50 steps are 10; where there is a floor, theirs begins the warm-up there too."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = transformers_optimization.get_wsd_schedule(
+        optimizer, WARMUP, 10, num_training_steps=TOTAL, min_lr_ratio=floor
+    )
+    ours = [
+        lr_factor(
+            "warmup_stable_decay",
+            step,
+            TOTAL,
+            warmup_steps=WARMUP,
+            min_factor=floor,
+            decay_share=0.2,
+        )
+        for step in range(TOTAL + 3)
+    ]
+    assert ours[first:] == pytest.approx(followed(schedule, optimizer)[first:], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.0, [1, 1, 1, 1, 1]), (0.5, [1, 1, 1, 0.5, 0]), (1.0, [1, 0.853553, 0.5, 0.146447, 0])],
+)
+def test_the_share_says_when_the_decay_begins(share: float, expected: list[float]) -> None:
+    factors = [lr_factor("warmup_stable_decay", step, 4, decay_share=share) for step in range(5)]
+    assert factors == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_decay_that_the_warm_up_reaches_into_begins_after_it() -> None:
+    """8 steps, 6 of warm-up: 2 are left, although half of all would be 4."""
+    factors = [
+        lr_factor("warmup_stable_decay", step, 8, warmup_steps=6, decay_share=0.5)
+        for step in (3, 6, 7, 8)
+    ]
+    assert factors == pytest.approx([0.5, 1.0, 0.5, 0.0])
+
+
+def test_rex_by_the_formula_of_its_paper() -> None:
+    """Equation (1 - t/T) / (1/2 + 1/2 (1 - t/T)): 1, .75/.875, .5/.75, .25/.625, 0."""
+    factors = [lr_factor("rex", step, 4) for step in range(5)]
+    assert factors == pytest.approx([1.0, 6 / 7, 2 / 3, 0.4, 0.0])
+
+
+def test_inverse_sqrt_by_hand() -> None:
+    """After 4 steps of warm-up: sqrt(4 / (4 + s)); four times the steps halve the rate."""
+    factors = [lr_factor("inverse_sqrt", step, 99, warmup_steps=4) for step in (2, 4, 16)]
+    assert factors == pytest.approx([0.5, 1.0, 0.5])
+    assert lr_factor("inverse_sqrt", 8, 99, warmup_steps=4) == pytest.approx(math.sqrt(0.5))
+
+
+@pytest.mark.parametrize("name", sorted(LR_SCHEDULES))
+def test_every_schedule_stays_between_the_floor_and_the_full_rate(name: str) -> None:
+    factors = [
+        lr_factor(name, step, TOTAL, warmup_steps=WARMUP, min_factor=0.3, cycles=2, power=3.0)
+        for step in range(WARMUP, 2 * TOTAL)
+    ]
+    assert all(0.3 <= factor <= 1.0 for factor in factors)
+    assert factors[0] == 1.0
+
+
+def test_the_page_can_draw_them_without_torch() -> None:
+    """The module imports the standard library only."""
+    tree = ast.parse(inspect.getsource(lr))
+    imported = {
+        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert imported == {"__future__", "math", "collections.abc", "dataclasses"}
 
 
 def test_cosine_equals_diffusers_half_cosine() -> None:

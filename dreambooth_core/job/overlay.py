@@ -42,11 +42,25 @@ COMPILED = (".so", ".pyd", ".dylib")
 class Overlay:
     """The folder `root/<hash of the pins and the Python>` with the packages of `requirements`."""
 
-    def __init__(self, root: Path, requirements: Path, python: str) -> None:
-        """Name the folder of overlays, the file of pins and the host's interpreter."""
+    def __init__(
+        self,
+        root: Path,
+        requirements: Path,
+        python: str,
+        *,
+        test_word: str = SELF_TEST_WORD,
+        needed_bytes: int = NEEDED_BYTES,
+    ) -> None:
+        """Name the folder of overlays, the file of pins and the host's interpreter.
+
+        `test_word` tells a worker which test of the packages to make; `needed_bytes` have to be
+        free to install them.
+        """
         self.root = root
         self.requirements = requirements
         self.python = python
+        self.test_word = test_word
+        self.needed_bytes = needed_bytes
 
     @property
     def folder(self) -> Path:
@@ -105,7 +119,7 @@ class Overlay:
     def _make(self, folder: Path, report: Report) -> None:
         _refuse_in_use(folder)
         self._remove_unfinished()
-        _check_disk(self.root)
+        _check_disk(self.root, self.needed_bytes)
         unfinished = self.root / f"{folder.name}.tmp-{os.getpid()}"
         temporary = self.root / f"tmp-{os.getpid()}"
         temporary.mkdir()
@@ -126,7 +140,7 @@ class Overlay:
 
     def _self_test(self, folder: Path) -> None:
         """Import everything in a child, as a worker does, and compute a little."""
-        command = module_command(self.python, SELF_TEST_MODULE, SELF_TEST_WORD, str(folder))
+        command = module_command(self.python, SELF_TEST_MODULE, self.test_word, str(folder))
         try:
             done = subprocess.run(
                 command,
@@ -261,12 +275,12 @@ def _refuse_in_use(folder: Path) -> None:
         )
 
 
-def _check_disk(root: Path) -> None:
+def _check_disk(root: Path, needed: int) -> None:
     free = shutil.disk_usage(root).free
-    if free < NEEDED_BYTES:
+    if free < needed:
         raise OverlayError(
             f"There are {free // 1024**2} MB free in {root}; the trainer's packages need"
-            f" {NEEDED_BYTES // 1024**2} MB while they are installed.",
+            f" {needed // 1024**2} MB while they are installed.",
             remedy="Free some space and try again.",
         )
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from dreambooth_core.errors import InputError
 
+NUMBERS_AT_ONCE = 2**26
+"""How many weights are copied at a time to where the average lies, or to its number format."""
+
 
 class ExponentialMovingAverage:
     """An fp32 shadow of named parameters: shadow = d * shadow + (1 - d) * parameter.
@@ -45,12 +48,14 @@ class ExponentialMovingAverage:
         """Move the shadow toward the parameters after optimizer step `step`, counted from 1."""
         if step % self.every_steps != 0:
             return
-        shadows = list(self._shadow.values())
-        live = [
-            p.detach().to(s.device, torch.float32)
-            for p, s in zip(self._parameters.values(), shadows, strict=True)
-        ]
-        torch._foreach_lerp_(shadows, live, 1.0 - self.decay_at(step))
+        weight = 1.0 - self.decay_at(step)
+        for names in self._portions():
+            shadows = [self._shadow[name] for name in names]
+            live = [
+                self._parameters[name].detach().to(shadow.device, torch.float32)
+                for name, shadow in zip(names, shadows, strict=True)
+            ]
+            torch._foreach_lerp_(shadows, live, weight)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -85,6 +90,19 @@ class ExponentialMovingAverage:
                     remedy="Resume with the model that the state was saved from.",
                 )
             shadow.copy_(state[name])
+
+    def _portions(self) -> Iterator[list[str]]:
+        """Yield the names of about so many numbers that a copy of them is no burden."""
+        names: list[str] = []
+        numbers = 0
+        for name, shadow in self._shadow.items():
+            names.append(name)
+            numbers += shadow.numel()
+            if numbers >= NUMBERS_AT_ONCE:
+                yield names
+                names, numbers = [], 0
+        if names:
+            yield names
 
     def _require_same_keys(self, state: Mapping[str, Tensor]) -> None:
         missing = sorted(self._shadow.keys() - state.keys())

@@ -13,6 +13,9 @@ LR_SCHEDULE_CHOICES = (
     "cosine",
     "cosine_with_restarts",
     "polynomial",
+    "rex",
+    "inverse_sqrt",
+    "warmup_stable_decay",
 )
 
 
@@ -24,29 +27,35 @@ class LearningRateSection:
         1e-6,
         "UNet learning rate",
         "How far one step moves the UNet. Lion works well at 5e-7 to 1e-6; AdamW needs about "
-        "2e-6 to 5e-6. Too high spoils pictures, too low learns nothing.",
+        "2e-6 to 5e-6; prodigy and dadapt_adam find the rate themselves and want 1. Too high "
+        "spoils pictures, too low learns nothing.",
         minimum=0.0,
         maximum=1.0,
     )
     text_encoder: float = control(
         5e-7,
         "Text encoder learning rate",
-        "How far one step moves the text encoder. Usually half the UNet's rate or less.",
+        "How far one step moves the text encoder. Usually half the UNet's rate or less; with "
+        "prodigy and dadapt_adam, which find one rate for all, the UNet's.",
         minimum=0.0,
         maximum=1.0,
     )
     schedule: str = control(
         "constant_with_warmup",
         "Learning rate schedule",
-        "How the learning rate changes over the run. The constant ones hold it, the others lower "
-        "it towards the end. All but constant begin with the warm-up.",
+        "How the learning rate changes over the run, counted in steps (updates), whatever the "
+        "batch. The constant ones hold it; linear, cosine, polynomial and rex lower it to the "
+        "end, rex late and steeply; inverse_sqrt falls as slowly as the warm-up is long, without "
+        "one hardly at all; warmup_stable_decay holds it and falls over the last share of the "
+        "steps. All but constant begin with the warm-up.",
         choices=LR_SCHEDULE_CHOICES,
     )
     warmup_steps: int = control(
         0,
         "Warm-up steps",
         "Raises the learning rate in a straight line from near 0 over this many steps. "
-        "The schedule constant has no warm-up.",
+        "The schedule constant has no warm-up. Some trainers count images here; these are "
+        "updates.",
         minimum=0,
         maximum=1_000_000,
         step=1,
@@ -55,8 +64,8 @@ class LearningRateSection:
     min_factor: float = control(
         0.0,
         "Lowest share of the learning rate",
-        "Where linear, cosine, cosine_with_restarts and polynomial end, as a share of the "
-        "learning rate: 0.1 ends at a tenth.",
+        "Where the schedules that fall end, as a share of the learning rate: 0.1 ends at a tenth. "
+        "Others call it minimum learning rate and want the rate itself.",
         minimum=0.0,
         maximum=1.0,
         step=0.01,
@@ -78,5 +87,14 @@ class LearningRateSection:
         minimum=0.1,
         maximum=10.0,
         step=0.1,
+        advanced=True,
+    )
+    decay_share: float = control(
+        0.2,
+        "Share of the steps that decay",
+        "Over which last part of the steps warmup_stable_decay falls: 0.2 is the last fifth.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
         advanced=True,
     )
