@@ -22,12 +22,19 @@ BASE = {"file_hash": "a", "size": (64, 32), "flip": False, "crop": 0.5, "vae_has
         {"flip": True},
         {"crop": 0.25},
         {"vae_hash": "w"},
+        {"normalized": True},
     ],
 )
 def test_each_part_of_the_key_matters(change: dict[str, object]) -> None:
     """An edited file, another bucket, a flip, another crop and another VAE are other entries."""
     assert latent_key(**{**BASE, **change}) != latent_key(**BASE)  # type: ignore[arg-type]
     assert latent_key(**BASE) == latent_key(**BASE)  # type: ignore[arg-type]
+
+
+def test_the_key_of_usual_pictures_is_that_of_older_caches() -> None:
+    """Golden: made by `latent_key` as it was at commit 0f58a90."""
+    golden = "d3a5e8932c9262ebbfc1c26d7cd9cf7d8badb3311e14ba60f3e16f1f21ec431e"
+    assert latent_key(**BASE) == golden  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

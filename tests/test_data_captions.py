@@ -1,186 +1,26 @@
-"""From a file to the final prompt: captions, file names, tokens."""
+"""From a picture's file to its prompts: caption files, file names, folder names, templates."""
 
 from __future__ import annotations
 
-import re
-import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from dreambooth_core.config.concept import Concept
+from dreambooth_core.config.sections.captions import CaptionsSection
 from dreambooth_core.data.captions import (
-    Role,
+    CaptionReading,
+    caption_file,
     caption_path,
-    final_prompt,
-    has_word,
+    caption_reading,
+    instance_templates,
     prompt_for_image,
+    prompts_for_image,
     read_caption,
     words_of_name,
 )
+from dreambooth_core.data.prompts import Role
 from dreambooth_core.errors import InputError
-
-
-def instance(text: str, token: str = "sks", class_token: str = "dog") -> str:
-    """Return the instance prompt of a caption under the template [filewords]."""
-    return final_prompt(
-        "[filewords]", text, instance_token=token, class_token=class_token, role="instance"
-    )
-
-
-def prior(text: str, token: str = "sks", class_token: str = "dog") -> str:
-    """Return the class prompt of a caption under the template [filewords]."""
-    return final_prompt(
-        "[filewords]", text, instance_token=token, class_token=class_token, role="class"
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a photo of a dog", "a photo of a sks dog"),
-        ("a Dog and a dog", "a sks dog and a dog"),
-        ("a photo of sks dog", "a photo of sks dog"),
-        ("a photo of SKS", "a photo of SKS"),
-        ("on a beach", "sks dog, on a beach"),
-        ("a hotdog, dogs", "sks dog, a hotdog, dogs"),
-        ("sksy weather", "sks dog, sksy weather"),
-        ("", "sks dog"),
-        ("dog's bowl", "sks dog's bowl"),
-        ("  many   spaces\tdog ", "many spaces sks dog"),
-    ],
-)
-def test_instance_with_both_tokens(text: str, expected: str) -> None:
-    """The token joins the first class word; without one both go in front."""
-    assert instance(text) == expected
-
-
-def test_instance_with_one_token_or_none() -> None:
-    """Only the instance token is prefixed with a space; a class token alone changes nothing."""
-    assert instance("on a beach", class_token="") == "sks on a beach"
-    assert instance("a sks on a beach", class_token="") == "a sks on a beach"
-    assert instance("", class_token="") == "sks"
-    assert instance("a dog", token="") == "a dog"
-    assert instance("on a beach", token="", class_token="") == "on a beach"
-
-
-def test_an_instance_token_that_holds_the_class_word_is_not_doubled() -> None:
-    """With token "sks dog" the class word becomes "sks dog", not "sks dog dog"."""
-    assert instance("a dog", token="sks dog") == "a sks dog"
-    assert instance("on a beach", token="sks dog") == "sks dog, on a beach"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a photo of a sks dog", "a photo of a dog"),
-        ("a photo of sks", "a photo of dog"),
-        ("SKS and sks in snow", "dog and in snow"),
-        ("sks, red, outdoors", "dog, red, outdoors"),
-        ("red, sks, a dog", "red, a dog"),
-        ("a dog, sks", "a dog"),
-        ("on a beach", "dog, on a beach"),
-        ("a dog on a beach", "a dog on a beach"),
-        ("sks", "dog"),
-        ("", "dog"),
-        ("sksy weather", "dog, sksy weather"),
-    ],
-)
-def test_class_with_both_tokens(text: str, expected: str) -> None:
-    """The instance token goes, the class token is there, list entries left empty go too."""
-    assert prior(text) == expected
-
-
-def test_class_with_one_token_or_none() -> None:
-    """Removal needs no class token; a class token needs no instance token."""
-    assert prior("a sks on a beach", class_token="") == "a on a beach"
-    assert prior("sks", class_token="") == ""
-    assert prior("on a beach", token="") == "dog, on a beach"
-    assert prior("on a beach", token="", class_token="") == "on a beach"
-
-
-def test_class_with_tokens_that_contain_each_other() -> None:
-    """Token "sks dog" leaves the class word behind; class "red ball" keeps its "red"."""
-    assert prior("a sks dog in snow", token="sks dog") == "a dog in snow"
-    assert prior("a red ball", token="red", class_token="red ball") == "a red ball"
-
-
-def test_class_removes_a_token_of_several_words_wholly() -> None:
-    """Also where its parts close up to the token again, and where it holds a comma."""
-    assert prior("a sks sks man man dog", token="sks man") == "a dog"
-    assert prior("red, x, y, a dog", token="x, y") == "red, a dog"
-
-
-def test_tokens_with_special_characters_are_plain_text() -> None:
-    """Nothing in a token or caption is read as a pattern or an escape."""
-    assert instance(r"a (dog)\1", token=r"s.k\s+", class_token="dog") == r"a (s.k\s+ dog)\1"
-    assert not has_word("sxk", "s.k")
-    assert has_word("a <sks> b", "<sks>")
-    assert instance("a dog", token="<new1>") == "a <new1> dog"
-
-
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        ("photo of [filewords], sharp", "photo of a sks dog, sharp"),
-        ("photo of dog", "photo of sks dog"),
-        ("[filewords] and [filewords]", "a sks dog and a dog"),
-        ("", "sks dog"),
-    ],
-)
-def test_the_template(template: str, expected: str) -> None:
-    """[filewords] stands for the caption; the tokens are put right in the whole text."""
-    result = final_prompt(
-        template, "a dog", instance_token="sks", class_token="dog", role="instance"
-    )
-    assert result == expected
-
-
-WORDS = st.lists(st.sampled_from(["a", "dog", "Dog", "sks", "SKS", "dogs", "red", ",", "(sks)"]))
-TOKENS = st.one_of(
-    st.text(string.ascii_letters + string.digits, min_size=1, max_size=6),
-    st.lists(st.sampled_from(["a", "dog", "sks", "red"]), min_size=1, max_size=3).map(" ".join),
-)
-
-
-@settings(deadline=None)
-@given(words=WORDS, token=TOKENS, class_token=TOKENS)
-def test_an_instance_prompt_has_its_token_and_keeps_all_words(
-    words: list[str], token: str, class_token: str
-) -> None:
-    """Whatever the text: the token is there, applying it twice adds nothing, no word is lost."""
-    text = " ".join(words)
-    result = instance(text, token, class_token)
-    assert has_word(result, token)
-    assert instance(result, token, class_token) == result
-    rest = iter(re.findall(r"\w+", result.lower()))
-    in_class = class_token.lower().split()
-    kept = [word for word in re.findall(r"\w+", text.lower()) if word not in in_class]
-    assert all(word in rest for word in kept)
-
-
-@settings(deadline=None)
-@given(words=WORDS, token=TOKENS, class_token=TOKENS)
-def test_a_class_prompt_has_the_class_and_never_the_instance_token(
-    words: list[str], token: str, class_token: str
-) -> None:
-    """The only exception is a class token that itself holds the instance token."""
-    result = prior(" ".join(words), token, class_token)
-    assert has_word(result, class_token)
-    assert has_word(result, token) == has_word(class_token, token) or not has_word(result, token)
-    assert prior(result, token, class_token) == result
-
-
-@settings(deadline=None)
-@given(words=WORDS, token=TOKENS, class_token=TOKENS)
-def test_making_an_instance_prompt_and_back_is_clean(
-    words: list[str], token: str, class_token: str
-) -> None:
-    """The class prompt of an instance prompt never mentions the instance."""
-    if not has_word(class_token, token):
-        prompt = instance(" ".join(words), token, class_token)
-        assert not has_word(prior(prompt, token, class_token), token)
 
 
 @pytest.mark.parametrize(
@@ -251,3 +91,120 @@ def test_a_caption_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
         tmp_path / "a.png", "a dog", instance_token="sks", class_token="dog", role="instance"
     )
     assert prompt == "a sks dog"
+
+
+def test_a_caption_file_of_kohya_is_read_after_the_text_file(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    (tmp_path / "a.caption").write_text("from caption")
+    assert caption_file(image) == tmp_path / "a.caption"
+    assert read_caption(image) == "from caption"
+    (tmp_path / "a.txt").write_text("from txt")
+    assert read_caption(image) == "from txt"
+
+
+@pytest.mark.parametrize(
+    ("source", "with_file", "without"),
+    [("auto", "written", "red ball"), ("name", "red ball", "red ball"), ("file", "written", None)],
+)
+def test_where_captions_come_from(
+    tmp_path: Path, source: str, with_file: str, without: str | None
+) -> None:
+    """Under file a picture without one is refused by name; under name files are not read."""
+    image, reading = tmp_path / "01-red ball.png", CaptionReading(source)
+    if without is None:
+        with pytest.raises(InputError, match=r"01-red ball\.png has no caption file") as caught:
+            read_caption(image, reading)
+        assert caught.value.field == "captions.source"
+    else:
+        assert read_caption(image, reading) == without
+    image.with_suffix(".txt").write_text("written")
+    assert read_caption(image, reading) == with_file
+
+
+def folder_of_kohya(tmp_path: Path, name: str = "9_w0ut3r man") -> Path:
+    (tmp_path / "img" / name).mkdir(parents=True)
+    return tmp_path / "img"
+
+
+def test_a_folders_name_is_the_caption_where_there_is_no_file(tmp_path: Path) -> None:
+    """Only if folder names are read, and only behind a caption file."""
+    top = folder_of_kohya(tmp_path)
+    image = top / "9_w0ut3r man" / "001.png"
+    assert read_caption(image) == ""
+    assert read_caption(image, CaptionReading(top=top)) == "w0ut3r man"
+    assert read_caption(image, CaptionReading("name", top=top)) == ""
+    image.with_suffix(".txt").write_text("a smile")
+    assert read_caption(image, CaptionReading(top=top)) == "a smile"
+
+
+@pytest.mark.parametrize(
+    ("token", "class_token", "expected"),
+    [
+        ("", "", "w0ut3r man, a smile"),
+        ("sks", "", "sks a smile"),
+        ("sks", "boy", "sks boy, a smile"),
+    ],
+)
+def test_a_folders_name_gives_the_tokens_that_are_not_set(
+    tmp_path: Path, token: str, class_token: str, expected: str
+) -> None:
+    top = folder_of_kohya(tmp_path)
+    image = top / "9_w0ut3r man" / "001.png"
+    image.with_suffix(".txt").write_text("a smile")
+    prompt = prompt_for_image(
+        image,
+        "[filewords]",
+        instance_token=token,
+        class_token=class_token,
+        role="instance",
+        reading=CaptionReading(top=top),
+    )
+    assert prompt == expected
+
+
+def test_the_extensions_rules_reach_the_file_name(tmp_path: Path) -> None:
+    """Golden: `FilenameTextGetter.read_text` of the extension (4244f6b) on the same names."""
+    reading = CaptionReading(extension_rules=True)
+    names = {"001-red ball": "red ball", "2 dogs": "dogs", "12_red_ball": "_red_ball", "--": ""}
+    for name, words in names.items():
+        assert read_caption(tmp_path / f"{name}.png", reading) == words
+    assert read_caption(tmp_path / "2 dogs.png") == "2 dogs"
+    prompt = prompt_for_image(
+        tmp_path / "a dog.png",
+        "[filewords]",
+        instance_token="sks",
+        class_token="dog",
+        role="instance",
+        reading=reading,
+    )
+    assert prompt == "sks"
+
+
+def test_how_a_concept_is_read_follows_its_settings() -> None:
+    concept = Concept(instance_folder="pictures", folder_names=True)
+    settings = CaptionsSection(source="file", extension_rules=True)
+    assert caption_reading(concept, settings) == CaptionReading("file", True, Path("pictures"))
+    concept.folder_names = False
+    assert caption_reading(concept, CaptionsSection()) == CaptionReading()
+
+
+def test_each_template_is_a_prompt(tmp_path: Path) -> None:
+    """In the order of the file, none twice; the caption is read once for all."""
+    image = tmp_path / "in snow.png"
+    prompts = prompts_for_image(
+        image,
+        ["a photo of [name], [filewords]", "[name]", "a dog", "[name]"],
+        instance_token="sks",
+        class_token="dog",
+        role="instance",
+    )
+    assert prompts == ("a photo of sks dog, in snow", "sks dog", "a sks dog")
+
+
+def test_a_concepts_templates_are_its_prompt_or_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "subject.txt"
+    file.write_text("# from textual inversion\n\na photo of [name]\n  a painting of [name]  \n")
+    concept = Concept(instance_folder="pictures", instance_prompt="mine")
+    assert instance_templates(concept) == ["mine"]
+    concept.prompt_templates = str(file)
+    assert instance_templates(concept) == ["a photo of [name]", "a painting of [name]"]

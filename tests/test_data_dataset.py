@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,127 @@ def test_no_instances_is_an_error() -> None:
     """Class images alone are no training set."""
     with pytest.raises(ValueError, match="at least one instance"):
         TrainingSet([], examples(2, is_class=True), seed=0)
+
+
+def shown(training_set: TrainingSet, epochs: int) -> list[Sample]:
+    """All samples of the first epochs."""
+    steps = [step for epoch in range(epochs) for step in training_set.epoch_batches(epoch)]
+    return [sample for step in steps for sample in step.samples]
+
+
+def test_an_epoch_shows_an_image_exactly_its_repeats() -> None:
+    """Three pictures, shown 3, 1 and 2 times: six in an epoch, none more or less often."""
+    repeated = [replace(e, repeats=n) for e, n in zip(examples(3), (3, 1, 2), strict=True)]
+    training_set = TrainingSet(repeated, seed=0, batch_size=4)
+    assert training_set.shown_per_epoch == 6
+    assert training_set.steps_per_epoch == 2
+    for epoch in range(5):
+        steps = training_set.epoch_batches(epoch)
+        assert Counter(names(steps, is_class=False)) == {
+            "instance0": 3,
+            "instance1": 1,
+            "instance2": 2,
+        }
+    assert training_set.times_shown(2, 0)[0] == [6, 2, 4]
+    after = training_set.times_shown(2, 1)[0]
+    assert sum(after) == 12 + 4
+    assert len(training_set.variants()) == 3
+
+
+def test_repeats_are_appearances_of_their_own() -> None:
+    """Each of the copies in an epoch decides its flip itself, and the first as it did alone."""
+    one = examples(1)
+    alone = TrainingSet(one, seed=0, horizontal_flip=True)
+    twice = TrainingSet([replace(one[0], repeats=2)], seed=0, horizontal_flip=True)
+    flips = {
+        tuple(s.flip for step in twice.epoch_batches(epoch) for s in step.samples)
+        for epoch in range(40)
+    }
+    assert len(flips) == 4
+    for epoch in range(20):
+        (first,) = (s.flip for s in shown_in(alone, epoch))
+        assert first in [s.flip for s in shown_in(twice, epoch)]
+
+
+def shown_in(training_set: TrainingSet, epoch: int) -> list[Sample]:
+    """The samples of one epoch."""
+    return [s for step in training_set.epoch_batches(epoch) for s in step.samples]
+
+
+# Made by TrainingSet as it was at commit 0f58a90, before repeats, templates and tags were added.
+GOLDEN = [
+    ("instance2", "instance 2", True, 1.0),
+    ("instance0", "instance 0", False, 0.75),
+    ("class0", "class 0", True, 0.25),
+    ("class2", "class 2", False, 0.75),
+    ("instance3", "", True, 0.5),
+    ("instance1", "", True, 1.0),
+    ("class1", "class 1", True, 1.0),
+    ("class1", "class 1", False, 0.5),
+    ("instance4", "instance 4", True, 1.0),
+    ("class2", "class 2", False, 0.25),
+    ("instance5", "", False, 0.0),
+    ("class0", "class 0", False, 0.75),
+]
+
+
+def test_without_repeats_nothing_changes() -> None:
+    """Orders and draws are those of runs that were begun before."""
+    training_set = TrainingSet(
+        examples(6, buckets=2),
+        examples(3, is_class=True),
+        seed=11,
+        batch_size=2,
+        horizontal_flip=True,
+        random_crop=True,
+        caption_dropout=0.3,
+    )
+    samples = shown_in(training_set, 1)
+    assert [(s.example.path.stem, s.prompt, s.flip, s.crop) for s in samples] == GOLDEN
+
+
+def test_one_of_the_templates_is_drawn_each_time() -> None:
+    """1000 appearances of 4 prompts: each about 250 times, within 5 standard deviations."""
+    one = replace(examples(1)[0], other_prompts=("b", "c", "d"))
+    counts = Counter(s.prompt for s in shown(TrainingSet([one], seed=0), 1000))
+    assert set(counts) == {"instance 0", "b", "c", "d"}
+    assert all(abs(count - 250) < 70 for count in counts.values())
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_tags_are_shuffled_behind_the_first(keep: int) -> None:
+    """All orders of the others occur, none is lost, and the first stay; class images too."""
+    prompt = "zwx dog, red, blue, green"
+    pictures = [replace(examples(1)[0], prompt=prompt)]
+    classes = [replace(examples(1, is_class=True)[0], prompt="dog, red, blue, green")]
+    training_set = TrainingSet(pictures, classes, seed=0, shuffle_tags=True, keep_tags=keep)
+    samples = shown(training_set, 300)
+    for is_class, written in ((False, prompt), (True, classes[0].prompt)):
+        prompts = {s.prompt for s in samples if s.example.is_class == is_class}
+        tags = written.split(", ")
+        assert len(prompts) == {0: 24, 1: 6, 2: 2}[keep]
+        assert all(sorted(text.split(", ")) == sorted(tags) for text in prompts)
+        assert all(text.split(", ")[:keep] == tags[:keep] for text in prompts)
+    again = TrainingSet(pictures, classes, seed=0, shuffle_tags=True, keep_tags=keep)
+    assert again.epoch_batches(7) == training_set.epoch_batches(7)
+
+
+def test_a_prompt_with_nothing_to_shuffle_stays_as_it_is_written() -> None:
+    """One tag behind those that are kept, or no comma; the spacing too."""
+    for prompt in ("zwx dog,red", "zwx  dog", ""):
+        one = [replace(examples(1)[0], prompt=prompt)]
+        training_set = TrainingSet(one, seed=0, shuffle_tags=True, keep_tags=1)
+        assert {s.prompt for s in shown(training_set, 5)} == {prompt}
+
+
+def test_a_dropped_caption_is_empty_whatever_its_tags() -> None:
+    one = [replace(examples(1)[0], prompt="a, b, c", other_prompts=("d, e, f",))]
+    training_set = TrainingSet(one, seed=0, shuffle_tags=True, caption_dropout=1.0)
+    assert {s.prompt for s in shown(training_set, 5)} == {""}
+
+
+def test_a_focus_is_where_the_crop_lies_unless_it_is_drawn() -> None:
+    one = [replace(examples(1)[0], focus=0.75)]
+    focal, drawn = TrainingSet(one, seed=0), TrainingSet(one, seed=0, random_crop=True)
+    assert {s.crop for s in shown(focal, 10)} == {0.75} == {s.crop for s in focal.variants()}
+    assert len({s.crop for s in shown(drawn, 50)}) == 5

@@ -16,7 +16,7 @@ from dreambooth_core.data.examples import Example
 from dreambooth_core.data.loading import Batch, LatentSource
 from dreambooth_core.data.picture_files import file_hash
 from dreambooth_core.diffusion.noise import stream
-from dreambooth_core.errors import NonFiniteError
+from dreambooth_core.errors import InputError, NonFiniteError
 
 
 class Encoder:
@@ -189,3 +189,90 @@ def test_drawing_from_the_posterior() -> None:
     assert torch.equal(latents, batch.latents(stream(0, "posterior", 0)))
     certain = replace(batch, latents_deviation=torch.zeros(shape))
     assert torch.equal(certain.latents(stream(0, "posterior", 0)), batch.latents_mean)
+
+
+def with_mask(one: Example, left: int, right: int, suffix: str = ".mask.png") -> Example:
+    """Give a 64x32 picture a mask file with a gray value for each half."""
+    mask = Image.new("L", (64, 32), left)
+    mask.paste(right, (32, 0, 64, 32))
+    mask.save(one.path.with_name(one.path.stem + suffix))
+    return replace(one, masked=True)
+
+
+def test_masks_come_with_a_batch_in_the_size_of_its_latents(pictures: list[Example]) -> None:
+    """White is 1, black 0; mirrored with the picture; ones without a mask; None if unasked."""
+    one = with_mask(pictures[0], 255, 0)
+    samples = (Sample(one, ""), Sample(one, "", flip=True), Sample(pictures[2], ""))
+    source = LatentSource(LatentCache(), Encoder(), "vae", masks="files")
+    batch = source.batch(MicroBatch((32, 16), samples))
+    assert batch.masks is not None and batch.masks.shape == (3, 1, 2, 4)
+    assert batch.masks[:, 0, 0].tolist() == [[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]
+    plain = LatentSource(LatentCache(), Encoder(), "vae")
+    assert plain.batch(MicroBatch((32, 16), samples)).masks is None
+
+
+def test_a_mask_follows_the_crop(pictures: list[Example]) -> None:
+    """The left and the right half of a picture whose left half counts in part, the right wholly."""
+    one = replace(with_mask(pictures[0], 51, 255), bucket=(16, 16))
+    source = LatentSource(LatentCache(), Encoder(), "vae", masks="files")
+    left, right = (source.mask(Sample(one, "", crop=crop)) for crop in (0.0, 1.0))
+    torch.testing.assert_close(left, torch.full((1, 2, 2), 0.2))
+    torch.testing.assert_close(right, torch.ones(1, 2, 2))
+
+
+def test_opacity_is_a_mask(tmp_path: Path) -> None:
+    """The picture is seen over white, and its transparent half does not count."""
+    image = Image.new("RGBA", (64, 32), (0, 0, 0, 255))
+    image.paste((0, 0, 0, 0), (32, 0, 64, 32))
+    image.save(tmp_path / "a.png")
+    one = Example(tmp_path / "a.png", "", (32, 16), file_hash="a", masked=True)
+    source = LatentSource(LatentCache(), Encoder(), "vae", masks="alpha")
+    batch = source.batch(MicroBatch((32, 16), (Sample(one, ""),)))
+    assert batch.masks is not None
+    assert batch.masks[0, 0, 0].tolist() == [1, 1, 0, 0]
+    assert batch.latents_mean[0, 0, 0].round().tolist() == [-1, -1, 1, 1]
+
+
+def test_a_mask_that_leaves_nothing_is_named_before_the_first_step(
+    pictures: list[Example],
+) -> None:
+    """Which may be so in one of the random crops only."""
+    one = replace(with_mask(pictures[0], 255, 0), bucket=(16, 16))
+    source = LatentSource(LatentCache(), Encoder(), "vae", masks="files")
+    samples = TrainingSet([one], seed=0, random_crop=True).variants()
+    with pytest.raises(InputError, match=r"The mask of .*a\.png leaves nothing") as caught:
+        source.fill(samples)
+    assert caught.value.field == "images.masks"
+
+
+def test_masks_are_read_once_and_twins_keep_their_own(
+    tmp_path: Path, pictures: list[Example]
+) -> None:
+    """Two files with the same bytes have one entry of latents, and each its mask."""
+    first = with_mask(pictures[1], 255, 0)
+    other = tmp_path / "twin.png"
+    other.write_bytes(first.path.read_bytes())
+    second = with_mask(replace(first, path=other), 0, 255, "-masklabel.png")
+    encoder = Encoder()
+    source = LatentSource(LatentCache(), encoder, "vae", masks="files")
+    assert source.fill([Sample(first, ""), Sample(second, "")]) >= 1
+    other.with_name("twin-masklabel.png").unlink()
+    masks = [source.mask(Sample(one, ""))[0, 0].tolist() for one in (first, second)]
+    assert masks == [[1, 1, 0, 0], [0, 0, 1, 1]]
+
+
+def test_normalized_pictures_are_other_latents(tmp_path: Path, pictures: list[Example]) -> None:
+    """Mean 0 and deviation 1 reach the encoder; the cache keeps both kinds apart."""
+    seen: list[Tensor] = []
+
+    def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(pixels)
+        return pixels, pixels
+
+    sample = Sample(replace(pictures[0], bucket=(64, 32)), "")
+    for normalize in (False, True, True, False):
+        LatentSource(LatentCache(tmp_path), encode, "vae", normalize=normalize).fill([sample])
+    assert len(seen) == 2
+    assert (seen[0].min().item(), seen[0].max().item()) == (-1, 1)
+    assert seen[1].mean().item() == pytest.approx(0, abs=1e-5)
+    assert seen[1].std().item() == pytest.approx(1, abs=1e-5)

@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.families import FAMILIES
-from dreambooth_core.families.base import Conditioning
-from dreambooth_core.stages.prompt_encoder import PromptEncoder
+from dreambooth_core.families.base import AS_THE_WEBUI, Conditioning, PromptReading
+from dreambooth_core.stages.prompt_encoder import (
+    PromptEncoder,
+    make_prompt_encoder,
+    prompt_reading,
+)
 
 CHUNK = 4
 
@@ -21,11 +26,19 @@ class Letters:
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
+        self.readings: list[PromptReading] = []
         self.weight = torch.tensor(1.0, requires_grad=True)
 
-    def encode_prompts(self, model: Any, prompts: Sequence[str], clip_skip: int) -> Conditioning:
+    def encode_prompts(
+        self,
+        model: Any,
+        prompts: Sequence[str],
+        clip_skip: int,
+        reading: PromptReading = AS_THE_WEBUI,
+    ) -> Conditioning:
         """One hidden number per letter, times a weight that can learn."""
         self.calls.append(list(prompts))
+        self.readings.append(reading)
         chunks = max(1, *(-(-len(prompt) // CHUNK) for prompt in prompts))
         rows = [[float(ord(c)) for c in p.ljust(chunks * CHUNK)] for p in prompts]
         return Conditioning(torch.tensor(rows)[:, :, None] * self.weight * clip_skip)
@@ -44,10 +57,12 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> Letters:
     return family
 
 
-def make_encoder(clip_skip: int = 1) -> PromptEncoder:
+def make_encoder(
+    clip_skip: int = 1, reading: PromptReading = AS_THE_WEBUI, *, remembers: bool = True
+) -> PromptEncoder:
     """An encoder of the letters family."""
     components: Any = SimpleNamespace(family="letters")
-    return PromptEncoder(components, clip_skip)
+    return PromptEncoder(components, clip_skip, reading, remembers=remembers)
 
 
 def test_a_learning_text_encoder_is_asked_every_time(letters: Letters) -> None:
@@ -99,3 +114,44 @@ def test_a_short_prompt_beside_a_long_one_is_as_long(letters: Letters) -> None:
     calls = len(letters.calls)
     encode(["abcdefgh", "ab"])
     assert len(letters.calls) == calls
+
+
+def test_prompts_that_are_never_twice_the_same_are_read_anew_without_gradients(
+    letters: Letters,
+) -> None:
+    """As with shuffled tags: nothing is kept of a frozen encoder, nothing is stale."""
+    encode = make_encoder(remembers=False)
+    assert encode(["a"]).encoder_hidden_states.requires_grad
+    encode.freeze(["a", "b"])
+    assert letters.calls == [["a"]]
+    rows = encode(["b", "a"]).encoder_hidden_states
+    assert not rows.requires_grad
+    assert rows[:, 0, 0].tolist() == [98.0, 97.0]
+    encode(["b", "a"])
+    assert letters.calls == [["a"], ["b", "a"], ["b", "a"]]
+
+
+def test_without_padding_a_batch_is_read_together(letters: Letters) -> None:
+    """Its length is that of its longest prompt, so that rows of other batches do not fit."""
+    config = TrainConfig(model="tiny")
+    components: Any = SimpleNamespace(family="letters")
+    assert make_prompt_encoder(config, components).remembers
+    config.captions.pad_tokens = False
+    encode = make_prompt_encoder(config, components)
+    encode.freeze(["a"])
+    encode(["a", "bb"])
+    assert letters.calls == [["a", "bb"]]
+
+
+def test_the_reading_of_the_settings_reaches_the_family(letters: Letters) -> None:
+    config = TrainConfig(model="tiny")
+    config.captions.max_token_length, config.captions.strict_tokens = 150, True
+    components: Any = SimpleNamespace(family="letters")
+    encode = make_prompt_encoder(config, components)
+    encode(["a"])
+    encode.freeze(["b"])
+    assert letters.readings == [PromptReading(150, True, True)] * 2
+    assert encode.remembers
+    config.captions.shuffle_tags = True
+    assert not make_prompt_encoder(config, components).remembers
+    assert prompt_reading(TrainConfig(model="tiny").captions) == AS_THE_WEBUI

@@ -22,10 +22,21 @@ class Latents(NamedTuple):
 
 
 def latent_key(
-    file_hash: str, size: tuple[int, int], flip: bool, crop: float, vae_hash: str
+    file_hash: str,
+    size: tuple[int, int],
+    flip: bool,
+    crop: float,
+    vae_hash: str,
+    *,
+    normalized: bool = False,
 ) -> str:
-    """Return the key of what a file's bytes become at (width, height), flip, crop and VAE."""
-    parts = (file_hash, f"{size[0]}x{size[1]}", f"flip{int(flip)}", f"crop{crop:.4f}", vae_hash)
+    """Return the key of what a file's bytes become at (width, height), flip, crop and VAE.
+
+    And `normalized` to their own mean and deviation. Masks are no part of it: they weigh the loss,
+    and the latents are those of the whole picture.
+    """
+    parts = [file_hash, f"{size[0]}x{size[1]}", f"flip{int(flip)}", f"crop{crop:.4f}", vae_hash]
+    parts += ["normalized"] if normalized else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

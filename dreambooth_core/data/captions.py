@@ -1,60 +1,142 @@
-"""From a picture's file to the prompt it is trained with."""
+"""From a picture's file to the prompts it is trained with: `prompts_for_image` is the one way."""
 
 from __future__ import annotations
 
-import codecs
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
+from dreambooth_core.config.pictures import FolderName, read_folder_name
+from dreambooth_core.config.text_files import read_templates, read_text
+from dreambooth_core.data.prompts import FILEWORDS, Role, collapse, final_prompt
 from dreambooth_core.errors import InputError
 
-FILEWORDS = "[filewords]"
-Role = Literal["instance", "class"]
+if TYPE_CHECKING:
+    from dreambooth_core.config.concept import Concept
+    from dreambooth_core.config.sections.captions import CaptionsSection
 
-_GONE = "\0"
+CAPTION_SUFFIXES = (".txt", ".caption")
+
 _LEADING_NUMBER = re.compile(r"^(?:\d+(?:\s*[-_]+\s*|\.(?!\d)\s*)|0\d*\s+)+|^\d+$")
 _TRAILING_NUMBER = re.compile(r"(?:[\s_-]*\(\d+\)|[_-]+\d+)+$")
+_EXTENSION_NUMBER = re.compile(r"^[-\d]+\s*")
+
+
+@dataclass(frozen=True)
+class CaptionReading:
+    """Where captions stand, and by whose rules tokens are put in.
+
+    `source` is "auto", "file" or "name" as in the settings. `top` is the folder of a concept whose
+    folder names are read as kohya's, None if they are not.
+    """
+
+    source: str = "auto"
+    extension_rules: bool = False
+    top: Path | None = None
+
+    def folder_name(self, image: Path) -> FolderName | None:
+        """Return what the name of a picture's folder says, if it is read."""
+        return read_folder_name(image, self.top) if self.top else None
+
+
+def caption_reading(concept: Concept, settings: CaptionsSection) -> CaptionReading:
+    """Return how the captions of a concept's instance images are read."""
+    top = Path(concept.instance_folder) if concept.folder_names else None
+    return CaptionReading(settings.source, settings.extension_rules, top)
+
+
+def instance_templates(concept: Concept) -> list[str]:
+    """Return what a concept's instance prompts are made of: its template file's lines, or one."""
+    if concept.prompt_templates.strip():
+        return read_templates(Path(concept.prompt_templates.strip()).expanduser())
+    return [concept.instance_prompt]
+
+
+def prompts_for_image(
+    image: Path,
+    templates: Sequence[str],
+    *,
+    instance_token: str,
+    class_token: str,
+    role: Role,
+    reading: CaptionReading | None = None,
+) -> tuple[str, ...]:
+    """Return the prompts a picture is trained with, one for each template, none twice.
+
+    Its caption is read, then each becomes a `final_prompt`. The caption is read only if a template
+    asks for it. Where no token is given, those of the folder's name are taken, if it is read.
+    """
+    reading = reading or CaptionReading()
+    wanted = any(FILEWORDS in template for template in templates)
+    caption = read_caption(image, reading) if wanted else ""
+    folder = reading.folder_name(image)
+    if folder and not (instance_token.strip() or class_token.strip()):
+        instance_token, _, class_token = folder.words.partition(" ")
+    prompts = (
+        final_prompt(
+            template,
+            caption,
+            instance_token=instance_token,
+            class_token=class_token,
+            role=role,
+            extension_rules=reading.extension_rules,
+        )
+        for template in templates
+    )
+    return tuple(dict.fromkeys(prompts))
 
 
 def prompt_for_image(
-    image: Path, template: str, *, instance_token: str, class_token: str, role: Role
+    image: Path,
+    template: str,
+    *,
+    instance_token: str,
+    class_token: str,
+    role: Role,
+    reading: CaptionReading | None = None,
 ) -> str:
-    """Return the prompt that a picture is trained with: its caption read, then `final_prompt`.
+    """Return the prompt that a picture is trained with under one template."""
+    tokens = {"instance_token": instance_token, "class_token": class_token}
+    return prompts_for_image(image, [template], role=role, reading=reading, **tokens)[0]
 
-    The caption is read only if the template asks for it.
+
+def read_caption(image: Path, reading: CaptionReading | None = None) -> str:
+    """Return a picture's caption, white space collapsed to single spaces.
+
+    It is the text of the caption file beside it, else the words of kohya's folder name, if such
+    names are read, else the file name's words. Raises InputError naming the file if it is not text,
+    and naming the picture if it has none but must.
     """
-    caption = read_caption(image) if FILEWORDS in template else ""
-    return final_prompt(
-        template, caption, instance_token=instance_token, class_token=class_token, role=role
-    )
-
-
-def read_caption(image: Path) -> str:
-    """Return the text of the `.txt` file beside the picture, else its file name's words.
-
-    White space is collapsed to single spaces. The file is UTF-8, or UTF-16 if it says so with a
-    byte order mark; anything else is an InputError naming it.
-    """
-    side = caption_path(image)
-    if not side.is_file():
-        return words_of_name(Path(image).stem)
-    try:
-        data = side.read_bytes()
-        utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return _collapse(data.decode("utf-16" if utf16 else "utf-8-sig"))
-    except UnicodeDecodeError as error:
+    reading = reading or CaptionReading()
+    file = caption_file(image)
+    if file and reading.source != "name":
+        return collapse(read_text(file, "caption"))
+    if reading.source == "file":
         raise InputError(
-            f"The caption {side} is not UTF-8 text (byte {error.start}).",
-            remedy="Save it as UTF-8.",
-        ) from error
-    except OSError as error:
-        raise InputError(f"The caption {side} cannot be read: {error}.") from error
+            f"The picture {image} has no caption file.",
+            remedy=f"Write {caption_path(image).name} beside it, or set captions.source to auto.",
+            field="captions.source",
+        )
+    folder = reading.folder_name(image)
+    if folder and folder.words and reading.source == "auto":
+        return folder.words
+    stem = Path(image).stem
+    if reading.extension_rules:
+        return collapse(_EXTENSION_NUMBER.sub("", stem))
+    return words_of_name(stem)
 
 
 def caption_path(image: Path) -> Path:
-    """Return where the caption of a picture would be: the same name ending in `.txt`."""
-    return Path(image).with_suffix(".txt")
+    """Return where the caption of a picture is first looked for: its name ending in `.txt`."""
+    return Path(image).with_suffix(CAPTION_SUFFIXES[0])
+
+
+def caption_file(image: Path) -> Path | None:
+    """Return the file with a picture's caption, `.txt` before `.caption`; None if it has none."""
+    candidates = (Path(image).with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def words_of_name(stem: str) -> str:
@@ -65,82 +147,4 @@ def words_of_name(stem: str) -> str:
     words (`2 dogs`, `iphone 12`) stays.
     """
     words = _TRAILING_NUMBER.sub("", _LEADING_NUMBER.sub("", stem.strip()))
-    return _collapse(words.replace("_", " "))
-
-
-def final_prompt(
-    template: str, caption: str, *, instance_token: str, class_token: str, role: Role
-) -> str:
-    """Return the prompt that the text encoder sees, white space collapsed.
-
-    `[filewords]` in the template becomes the caption; then the tokens are put right. Tokens are
-    matched as whole words in any letter case.
-
-    Role "instance": a text that has the instance token stays. Else the first class token becomes
-    "<instance> <class>"; without one, "<instance> <class>, " goes in front, or "<instance> " if no
-    class token is given.
-
-    Role "class": the instance token is taken out, with the comma of a list entry it leaves empty.
-    A text that then lacks the class token gets it where the first instance token was, else in
-    front as "<class>, ".
-    """
-    instance_token, class_token = _collapse(instance_token), _collapse(class_token)
-    text = _collapse(template.replace(FILEWORDS, caption))
-    with_tokens = _with_instance_token if role == "instance" else _with_class_token
-    return with_tokens(text, instance_token, class_token)
-
-
-def has_word(text: str, word: str) -> bool:
-    """Say whether `word` (one or more words) stands in `text` as whole words, in any case."""
-    return bool(word) and _word(word).search(text) is not None
-
-
-def _with_instance_token(text: str, instance_token: str, class_token: str) -> str:
-    if not instance_token or has_word(text, instance_token):
-        return text
-    subject = _subject(instance_token, class_token)
-    if has_word(text, class_token):
-        return _replace_first(text, class_token, subject)
-    separator = ", " if class_token else " "
-    return f"{subject}{separator}{text}" if text else subject
-
-
-def _with_class_token(text: str, instance_token: str, class_token: str) -> str:
-    # A class token that contains the instance token ("red ball", "red") could never be written.
-    if has_word(text, instance_token) and not has_word(class_token, instance_token):
-        without = _remove(text, instance_token)
-        if class_token and not has_word(without, class_token):
-            text = _replace_first(text, instance_token, class_token)
-            without = _remove(text, instance_token)
-        text = without
-    if not class_token or has_word(text, class_token):
-        return text
-    return f"{class_token}, {text}" if text else class_token
-
-
-def _subject(instance_token: str, class_token: str) -> str:
-    if not class_token or has_word(instance_token, class_token):
-        return instance_token
-    return f"{instance_token} {class_token}"
-
-
-def _remove(text: str, token: str) -> str:
-    """Return the text without the token; a comma-separated entry that becomes empty goes too."""
-    entries = [
-        (e, _collapse(e.replace(_GONE, " "))) for e in _word(token).sub(_GONE, text).split(",")
-    ]
-    result = ", ".join(rest for entry, rest in entries if rest or _GONE not in entry).strip(" ,")
-    # What stood around a token of several words can be the token again: "a b" in "a a b b".
-    return _remove(result, token) if has_word(result, token) else result
-
-
-def _replace_first(text: str, word: str, replacement: str) -> str:
-    return _word(word).sub(lambda _: replacement, text, count=1)
-
-
-def _word(word: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE)
-
-
-def _collapse(text: str) -> str:
-    return " ".join(text.split())
+    return collapse(words.replace("_", " "))

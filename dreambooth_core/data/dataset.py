@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from dreambooth_core.data.buckets import Size
 from dreambooth_core.data.chance import draw, permutation
 from dreambooth_core.data.examples import Example
+from dreambooth_core.data.prompts import reordered_tags, tags_of
 
 # Random crops come from this many evenly spaced places, so that each can be encoded once.
 RANDOM_CROP_POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -49,13 +50,14 @@ class StepBatch:
 class TrainingSet:
     """Instance and class examples arranged into epochs of steps.
 
-    An epoch shows each instance image exactly once: each bucket is shuffled and cut into batches
-    (a bucket's last one may be short, none is dropped), the batches are shuffled, and
-    `gradient_accumulation_steps` of them make a step (the last may hold fewer). Every full
-    instance batch brings `class_batch_size` class images, a short one its share, rounded up. They
-    come from a cycle of their own that runs on from epoch to epoch and shows every class image
-    once before any twice; they join the step's instance batch of their bucket if it has room, and
-    form batches of their own otherwise.
+    An epoch shows each instance image exactly once, or as often as its repeats say: each bucket is
+    shuffled and cut into batches (a bucket's last one may be short, none is dropped), the batches
+    are shuffled, and `gradient_accumulation_steps` of them make a step (the last may hold fewer).
+    Every full instance batch brings `class_batch_size` class images, a short one its share, rounded
+    up. They come from a cycle of their own that runs on from epoch to epoch and shows every class
+    image once before any twice; they join the step's instance batch of their bucket if it has room,
+    and form batches of their own otherwise. With `shuffle_tags` a prompt's parts behind the first
+    `keep_tags` are in a new order each time.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class TrainingSet:
         horizontal_flip: bool = False,
         random_crop: bool = False,
         caption_dropout: float = 0.0,
+        shuffle_tags: bool = False,
+        keep_tags: int = 1,
     ) -> None:
         """Keep the examples and the arrangement; `class_batch_size` 0 means `batch_size`."""
         if not instances:
@@ -83,7 +87,14 @@ class TrainingSet:
         self.horizontal_flip = horizontal_flip
         self.random_crop = random_crop
         self.caption_dropout = caption_dropout
-        self._buckets = _by_bucket(self.instances)
+        self.shuffle_tags = shuffle_tags
+        self.keep_tags = keep_tags
+        self._shown = [
+            (number, copy)
+            for number, example in enumerate(self.instances)
+            for copy in range(example.repeats)
+        ]
+        self._buckets = _by_bucket([self.instances[number] for number, _ in self._shown])
         counts = [len(members) for members in self._buckets.values()]
         sizes = [size for count in counts for size in _cut_sizes(count, batch_size)]
         self._batches_per_epoch = len(sizes)
@@ -93,6 +104,11 @@ class TrainingSet:
     def steps_per_epoch(self) -> int:
         """Return the number of optimizer steps of an epoch; the same for every epoch."""
         return -(-self._batches_per_epoch // self.accumulation)
+
+    @property
+    def shown_per_epoch(self) -> int:
+        """Return how many instance images an epoch shows, each as often as it is repeated."""
+        return len(self._shown)
 
     def epoch_batches(self, epoch: int) -> list[StepBatch]:
         """Return the steps of epoch `epoch` (from 0), in order."""
@@ -109,7 +125,7 @@ class TrainingSet:
 
     def times_shown(self, epoch: int, position: int) -> tuple[list[int], list[int]]:
         """Return how often each instance and class image is shown before a step of an epoch."""
-        instances = [epoch] * len(self.instances)
+        instances = [epoch * example.repeats for example in self.instances]
         cycles, rest = divmod(epoch * self._classes_per_epoch, max(1, len(self.classes)))
         classes = [cycles] * len(self.classes)
         for index in range(rest):
@@ -124,19 +140,18 @@ class TrainingSet:
     def variants(self) -> list[Sample]:
         """Return every form in which a picture can appear: all that has to be encoded."""
         flips = (False, True) if self.horizontal_flip else (False,)
-        crops = RANDOM_CROP_POSITIONS if self.random_crop else (0.5,)
         return [
             Sample(example, example.prompt, flip, crop)
             for example in (*self.instances, *self.classes)
             for flip in flips
-            for crop in crops
+            for crop in (RANDOM_CROP_POSITIONS if self.random_crop else (example.focus,))
         ]
 
     def _class_count(self, instance_count: int) -> int:
         return -(-self.class_batch_size * instance_count // self.batch_size)
 
     def _instance_batches(self, epoch: int) -> list[list[int]]:
-        """Return the epoch's instance batches as lists of instance numbers."""
+        """Return the epoch's instance batches as lists of places in `_shown`."""
         batches = []
         for bucket, members in self._buckets.items():
             order = permutation(self.seed, "instance order", f"{epoch}/{bucket}", len(members))
@@ -159,30 +174,44 @@ class TrainingSet:
     ) -> StepBatch:
         """Return the step with its class samples joined to the instance batches where they fit."""
         batches = [
-            [self._sample(self.instances[number], "instance", epoch, number) for number in batch]
-            for batch in instance_batches
+            [self._instance_sample(epoch, place) for place in batch] for batch in instance_batches
         ]
         room = self.batch_size + self.class_batch_size
         for offset, number in enumerate(class_indices):
             position = first_class_position + offset
-            sample = self._sample(self.classes[number], "class", 0, position)
+            sample = self._sample(self.classes[number], ("class", 0, position))
             _join(batches, sample, room)
         micro_batches = [MicroBatch(batch[0].example.bucket, tuple(batch)) for batch in batches]
         return StepBatch(epoch, index, tuple(micro_batches))
 
-    def _sample(self, example: Example, kind: str, epoch: int, number: int) -> Sample:
-        """Return the example with the flip, crop and caption dropout of this appearance."""
-        address = (kind, epoch, number)
+    def _instance_sample(self, epoch: int, place: int) -> Sample:
+        number, copy = self._shown[place]
+        address = ("instance", epoch, number, *((copy,) if copy else ()))
+        return self._sample(self.instances[number], address)
+
+    def _sample(self, example: Example, address: Sequence[object]) -> Sample:
+        """Return the example with the flip, crop and prompt of this appearance."""
         flip = self.horizontal_flip and draw(self.seed, "flip", *address) < 0.5
-        crop = 0.5
+        crop = example.focus
         if self.random_crop:
             place = int(draw(self.seed, "crop", *address) * len(RANDOM_CROP_POSITIONS))
             crop = RANDOM_CROP_POSITIONS[place]
-        dropped = (
-            not example.is_class
-            and draw(self.seed, "caption dropout", *address) < self.caption_dropout
-        )
-        return Sample(example, "" if dropped else example.prompt, flip, crop)
+        return Sample(example, self._prompt(example, address), flip, crop)
+
+    def _prompt(self, example: Example, address: Sequence[object]) -> str:
+        """Return the prompt of this appearance: drawn, dropped, or with its tags in a new order."""
+        chance = draw(self.seed, "caption dropout", *address)
+        if not example.is_class and chance < self.caption_dropout:
+            return ""
+        prompt = example.prompt
+        if example.other_prompts:
+            prompts = example.prompts
+            prompt = prompts[int(draw(self.seed, "template", *address) * len(prompts))]
+        movable = len(tags_of(prompt)) - self.keep_tags if self.shuffle_tags else 0
+        if movable < 2:
+            return prompt
+        order = permutation(self.seed, "tag order", "/".join(map(str, address)), movable)
+        return reordered_tags(prompt, self.keep_tags, order)
 
 
 def _by_bucket(examples: Sequence[Example]) -> dict[Size, list[int]]:

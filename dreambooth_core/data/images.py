@@ -1,54 +1,15 @@
-"""Pictures from files: opened as RGB, fitted to a bucket. Shapes: H W pixels."""
+"""Pictures as tensors: fitted to a bucket, normalized. Shapes: H W pixels."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from dreambooth_core.data.picture_files import opened
+from dreambooth_core.data.pictures import crop_box
 
-
-def open_image(path: Path) -> Image.Image:
-    """Return the picture upright, as 8-bit RGB, transparency over white.
-
-    Raises InputError naming the file if it is missing, damaged, cut short or too large to be safe.
-    """
-    with opened(path) as image:
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-
-
-def crop_box(
-    source: tuple[int, int], size: tuple[int, int], position: float = 0.5
-) -> tuple[float, float, float, float]:
-    """Return the largest box (left, top, right, bottom) of `source` in the aspect of `size`.
-
-    Both sizes are (width, height). Only one axis has slack; `position` says where along it the box
-    lies: 0 is left or top, 0.5 the center, 1 right or bottom.
-    """
-    scale = min(source[0] / size[0], source[1] / size[1])
-    width, height = min(size[0] * scale, source[0]), min(size[1] * scale, source[1])
-    left, top = (source[0] - width) * position, (source[1] - height) * position
-    return (left, top, left + width, top + height)
-
-
-def told_sizes(
-    source: tuple[int, int], size: tuple[int, int], position: float = 0.5, *, flip: bool = False
-) -> tuple[int, int, int, int, int, int]:
-    """Return what Stable Diffusion XL is told of a picture fitted to `size`, in pixels.
-
-    Height and width of the picture; top and left of the crop, in the picture scaled so that it
-    covers `size`; height and width of `size` (Podell et al. 2023, arXiv 2307.01952, section 2.2).
-    `source` and `size` are (width, height); of a mirrored picture it is the mirror's left.
-    """
-    left, top, right, _ = crop_box(source, size, position)
-    scale = size[0] / (right - left)
-    from_left = source[0] - right if flip else left
-    return (source[1], source[0], round(top * scale), round(from_left * scale), size[1], size[0])
+LEAST_DEVIATION = 1e-6
 
 
 def fit_to_bucket(
@@ -66,18 +27,10 @@ def fit_to_bucket(
     return pixels.permute(2, 0, 1).contiguous() / 127.5 - 1.0  # (3,H,W)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("it holds floating point values, not 8 or 16 bits per channel")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _from_16_bit(image)
-    if image.getbands()[-1] in "Aa" or "transparency" in image.info:
-        canvas = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+def normalized(pixels: Tensor) -> Tensor:
+    """Return pixels (3,H,W) with mean 0 and deviation 1 over all of them.
 
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Return 16-bit gray scaled to 8 bits: Pillow's own conversion clips at 255 instead."""
-    gray = numpy.asarray(image).astype(numpy.float64) / 257.0
-    return Image.fromarray(gray.round().clip(0, 255).astype(numpy.uint8))
+    With their own mean and deviation in the place of 0.5 and 0.5 of pixels in 0..1, as
+    sd_dreambooth_extension's "dynamic image normalization" did; usual pixels become -2..2.
+    """
+    return (pixels - pixels.mean()) / pixels.std().clamp(min=LEAST_DEVIATION)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from dreambooth_core.config.pictures import IMAGE_SUFFIXES, picture_files
+from dreambooth_core.config.pictures import IMAGE_SUFFIXES, mask_file, picture_files
+from dreambooth_core.config.sections.images import ALPHA, MASK_FILES
 from dreambooth_core.errors import InputError
 
 # Only decoders of these formats see a file, whatever its name: the others are attack surface.
@@ -62,6 +63,21 @@ def file_hash(path: Path) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise InputError(f"The picture {path} cannot be read: {error}.") from error
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Return whether an opened picture says how opaque its pixels are."""
+    return image.getbands()[-1] in "Aa" or "transparency" in image.info
+
+
+def has_mask(picture: Path, source: str) -> bool:
+    """Return whether a picture has a mask; of the picture only the header is read."""
+    if source == MASK_FILES:
+        return mask_file(picture) is not None
+    if source == ALPHA:
+        with opened(picture) as image:
+            return has_alpha(image)
+    return False
 
 
 @contextmanager

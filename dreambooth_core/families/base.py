@@ -84,6 +84,22 @@ def pairs_by_source(pairs: Iterable[KeyPair]) -> dict[str, list[KeyPair]]:
 
 
 @dataclass(frozen=True)
+class PromptReading:
+    """How a prompt becomes tokens; as it is, prompts are read as the WebUI reads them.
+
+    `max_tokens` cuts a prompt off behind that many, a multiple of 75; 0 never. Without `pad` chunks
+    are filled up only to the longest there is. `strict` gives each phrase its own start and end.
+    """
+
+    max_tokens: int = 0
+    pad: bool = True
+    strict: bool = False
+
+
+AS_THE_WEBUI = PromptReading()
+
+
+@dataclass(frozen=True)
 class Conditioning:
     """What the UNet is told about a batch, beside the latents; what a family lacks is None.
 
@@ -233,11 +249,15 @@ class Family(ABC):
 
     @abstractmethod
     def encode_prompts(
-        self, components: Components, prompts: Sequence[str], clip_skip: int = 1
+        self,
+        components: Components,
+        prompts: Sequence[str],
+        clip_skip: int = 1,
+        reading: PromptReading = AS_THE_WEBUI,
     ) -> Conditioning:
         """Encode prompts as the WebUI does; `clip_skip` counts layers from the end, 1 is the last.
 
-        Gradients flow if they are enabled.
+        Unless `reading` says otherwise. Gradients flow if they are enabled.
         """
 
     def unconditional(self, encoded: Conditioning, rows: Sequence[bool]) -> Conditioning:

@@ -5,6 +5,7 @@ Shapes: B prompts, n chunks of 77 tokens, T = 77 n tokens, D hidden width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,10 @@ from torch import Tensor
 
 from dreambooth_core.checkpoint.clip_tokenizer import WORD_END
 from dreambooth_core.checkpoint.header import Header
+from dreambooth_core.config.sections.captions import CHUNK_TOKENS
+from dreambooth_core.data.prompt_chunks import cut_into_chunks
 from dreambooth_core.errors import CheckpointError, InputError
+from dreambooth_core.families.base import AS_THE_WEBUI, PromptReading
 from dreambooth_core.families.renaming import shape_of
 from dreambooth_core.families.side_file import Side, side_count, side_value
 
@@ -24,11 +28,8 @@ MODEL = "text_model."
 REAL_WIDTH = 768
 REAL_HEADS = 12
 YAML = "dreambooth.text_config"
-CHUNK_TOKENS = 75
-"""Tokens of a prompt in one pass of the encoder; start and end token make it 77."""
-COMMA_BACKTRACK = 20
-"""How far from a full chunk's end the WebUI looks for a comma, unless it is told otherwise."""
 REMEMBERED_PROMPTS = 4096
+PHRASE_END = re.compile(r"[,;.!?](?:\s+|$)")
 START, END = 49406, 49407
 
 
@@ -101,44 +102,53 @@ def encoder_config(header: Header, side: Side, facts: Facts) -> dict[str, Any]:
     }
 
 
-def chunked_token_ids(tokenizer: Any, prompts: Sequence[str]) -> Tensor:
+def chunked_token_ids(
+    tokenizer: Any, prompts: Sequence[str], reading: PromptReading = AS_THE_WEBUI
+) -> Tensor:
     """Return token ids (B, n, 77), shorter prompts filled with empty chunks.
 
     A chunk is the start token, up to 75 tokens, an end token, and the tokenizer's pad token, as in
-    the WebUI.
+    the WebUI. Without padding it is (B, n, L), L being the longest chunk with its start and end.
     """
-    encoded = [_chunks(_token_ids(tokenizer, prompt), _comma(tokenizer)) for prompt in prompts]
-    longest = max(map(len, encoded))
+    encoded = [prompt_chunks(tokenizer, prompt, reading) for prompt in prompts]
+    count = max(map(len, encoded))
     start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    longest = max(len(chunk) for row in encoded for chunk in row)
+    length = CHUNK_TOKENS if reading.pad else longest
 
-    def full(chunk: list[int]) -> list[int]:
-        return [start, *chunk, end, *[pad] * (CHUNK_TOKENS - len(chunk))]
+    def full(chunk: Sequence[int]) -> list[int]:
+        return [start, *chunk, end, *[pad] * (length - len(chunk))]
 
     return torch.tensor(
-        [[full(chunk) for chunk in [*row, *[[]] * (longest - len(row))]] for row in encoded]
+        [[full(chunk) for chunk in [*row, *[[]] * (count - len(row))]] for row in encoded]
     )
 
 
-def _chunks(ids: Sequence[int], comma: int) -> list[list[int]]:
-    """Cut a prompt into chunks of at most 75 tokens; there is always one.
+def prompt_chunks(tokenizer: Any, prompt: str, reading: PromptReading) -> list[list[int]]:
+    """Return the chunks of at most 75 tokens that a prompt is read in; there is always one."""
+    comma = _comma(tokenizer)
+    if reading.strict:
+        phrases = [_token_ids(tokenizer, phrase) for phrase in PHRASE_END.split(prompt)]
+        between = (tokenizer.eos_token_id, comma, tokenizer.bos_token_id)
+        chunks = _phrase_chunks([phrase for phrase in phrases if phrase], between)
+    else:
+        chunks = cut_into_chunks(_token_ids(tokenizer, prompt), comma)
+    return chunks[: reading.max_tokens // CHUNK_TOKENS] if reading.max_tokens else chunks
 
-    Where a chunk is full, what follows its last comma goes into the next one if the comma is among
-    its last 20 tokens: the WebUI's rule with its default `comma_padding_backtrack`.
-    """
+
+def _phrase_chunks(phrases: Sequence[Sequence[int]], between: Sequence[int]) -> list[list[int]]:
+    """Put phrases into chunks with an end, a comma and a start between them, whole if they fit."""
     chunks: list[list[int]] = [[]]
-    for token in ids:
-        chunk = chunks[-1]
-        if len(chunk) == CHUNK_TOKENS:
-            kept = len(chunk) if token == comma else _end_of_phrase(chunk, comma)
-            chunks[-1:] = [chunk[:kept], chunk[kept:]]
-        chunks[-1].append(token)
+    for phrase in phrases:
+        for start in range(0, len(phrase), CHUNK_TOKENS):
+            part, chunk = phrase[start : start + CHUNK_TOKENS], chunks[-1]
+            if not chunk:
+                chunk.extend(part)
+            elif len(chunk) + len(between) + len(part) <= CHUNK_TOKENS:
+                chunk.extend([*between, *part])
+            else:
+                chunks.append(list(part))
     return chunks
-
-
-def _end_of_phrase(chunk: list[int], comma: int) -> int:
-    """Return where a full chunk ends: behind its last comma if that is near, else at its end."""
-    near = chunk[-COMMA_BACKTRACK:]
-    return len(chunk) - near[::-1].index(comma) if comma in near else len(chunk)
 
 
 @lru_cache(maxsize=8)

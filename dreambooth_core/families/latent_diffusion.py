@@ -19,7 +19,12 @@ from transformers import CLIPTextConfig
 from dreambooth_core.checkpoint.clip_tokenizer import write_tokenizer
 from dreambooth_core.checkpoint.file import FLOATING
 from dreambooth_core.checkpoint.header import Header, TensorInfo
-from dreambooth_core.checkpoint.recognise import TEXT_TABLES, TRAINABLE, trainable_family_or_none
+from dreambooth_core.checkpoint.recognise import (
+    TEXT_TABLES,
+    TRAINABLE,
+    ema_name,
+    trainable_family_or_none,
+)
 from dreambooth_core.data.buckets import sides_quantum
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.families import ldm_unet, ldm_vae
@@ -133,8 +138,8 @@ class LatentDiffusion(Family):
                 yield component, target, place(component, target), tuple(weight.shape)
 
     def ema_key(self, source: str) -> str:
-        """Return the flat name: no dots after `model_ema.`, and no `model.` before."""
-        return "model_ema." + source.removeprefix("model.").replace(".", "")
+        """Return the flat name that the original training code gives it."""
+        return ema_name(source)
 
     def model_index(self, configs: Mapping[str, Config]) -> Config:
         """Return what diffusers reads to load the folder of a created model as a pipeline."""

@@ -15,6 +15,7 @@ from transformers import CLIPTokenizer
 from dreambooth_core.checkpoint.file import CheckpointReader
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.families.base import Components, Config, Family, KeyPair, Weights
+from dreambooth_core.families.noise_schedule import ZERO_SNR_KEY, ending_in_noise
 from dreambooth_core.job.workspace import ModelFolder
 
 WEIGHTS_FILES = {
@@ -74,6 +75,8 @@ def load_file(family: Family, folder: ModelFolder, path: Path, dtype: torch.dtyp
     configs = read_configs(folder, family)
     modules = {}
     with CheckpointReader(path) as reader:
+        if ZERO_SNR_KEY in reader.header.tensors:
+            configs["scheduler"] = ending_in_noise(configs["scheduler"])
         pairs = family.key_map(reader.header, configs)
         for component in family.networks:
             module = family.build(component, configs[component])
@@ -81,6 +84,13 @@ def load_file(family: Family, folder: ModelFolder, path: Path, dtype: torch.dtyp
             _fill(module, partial(_from_file, reader, table), dtype, {})
             modules[component] = module
     return _assemble(family, folder, modules, configs)
+
+
+def end_in_noise(components: Components) -> None:
+    """Give a loaded model a noise schedule whose last step is pure noise."""
+    schedule = ending_in_noise(components.noise_scheduler.config)
+    schedule.pop("_use_default_values", None)  # diffusers would leave these as they were
+    components.noise_scheduler = DDPMScheduler.from_config(schedule)
 
 
 def _from_file(reader: CheckpointReader, table: Mapping[str, KeyPair], target: str) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from dreambooth_core.checkpoint.header import Header
 from dreambooth_core.errors import CheckpointError, InputError
 from dreambooth_core.families.base import AUTO, Config
@@ -38,10 +41,17 @@ def scheduler_config(
         "clip_sample": False,
         "steps_offset": 1,
     }
-    if ZERO_SNR_KEY in header.tensors or side_value(side, ZERO_SNR):
-        # Lin et al. 2023 (arXiv 2305.08891): the last step is pure noise, and sampling begins there
-        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return config
+    marked = ZERO_SNR_KEY in header.tensors or side_value(side, ZERO_SNR)
+    return ending_in_noise(config) if marked else config
+
+
+def ending_in_noise(config: Mapping[str, Any]) -> Config:
+    """Return the config of a schedule whose last step is pure noise, where sampling begins.
+
+    sqrt(alpha_bar) is shifted and scaled so that it stays at the first step and is 0 at the last.
+    Source: Lin et al. 2023 (arXiv 2305.08891), algorithm 1; diffusers computes it.
+    """
+    return {**config, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
 def prediction_type(header: Header, side: Side, told: str, assumed: str | None) -> str:

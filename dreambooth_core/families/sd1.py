@@ -10,7 +10,13 @@ from collections.abc import Mapping, Sequence
 from dreambooth_core.checkpoint.clip_tokenizer import END_TOKEN
 from dreambooth_core.checkpoint.header import Header
 from dreambooth_core.families import clip_text, ldm_unet, ldm_vae
-from dreambooth_core.families.base import Components, Conditioning, Config
+from dreambooth_core.families.base import (
+    AS_THE_WEBUI,
+    Components,
+    Conditioning,
+    Config,
+    PromptReading,
+)
 from dreambooth_core.families.latent_diffusion import LatentDiffusion
 from dreambooth_core.families.renaming import Place
 from dreambooth_core.families.side_file import Side
@@ -42,10 +48,14 @@ class StableDiffusion1(LatentDiffusion):
         return Place(clip_text.original_text_name(header, target))
 
     def encode_prompts(
-        self, components: Components, prompts: Sequence[str], clip_skip: int = 1
+        self,
+        components: Components,
+        prompts: Sequence[str],
+        clip_skip: int = 1,
+        reading: PromptReading = AS_THE_WEBUI,
     ) -> Conditioning:
         """Encode prompts in chunks of 75 tokens, (B, 77 n, D)."""
-        ids = clip_text.chunked_token_ids(components.tokenizer, prompts)
+        ids = clip_text.chunked_token_ids(components.tokenizer, prompts, reading)
         return Conditioning(clip_text.encode_chunks(components.text_encoder, ids, clip_skip))
 
 

@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from dreambooth_core.checkpoint.clip_tokenizer import ZERO_TOKEN
 from dreambooth_core.checkpoint.header import Header
 from dreambooth_core.families import clip_text, ldm_unet, ldm_vae
-from dreambooth_core.families.base import Components, Conditioning, Config, Shape
+from dreambooth_core.families.base import (
+    AS_THE_WEBUI,
+    Components,
+    Conditioning,
+    Config,
+    PromptReading,
+    Shape,
+)
 from dreambooth_core.families.latent_diffusion import OWN_IMAGE_SIZE, LatentDiffusion
 from dreambooth_core.families.open_clip_text import open_clip_config, open_clip_place
 from dreambooth_core.families.renaming import Place
@@ -77,12 +84,16 @@ class StableDiffusion2(LatentDiffusion):
         return {**names, f"{PREFIX}text_projection": (width, width), f"{PREFIX}logit_scale": ()}
 
     def encode_prompts(
-        self, components: Components, prompts: Sequence[str], clip_skip: int = 1
+        self,
+        components: Components,
+        prompts: Sequence[str],
+        clip_skip: int = 1,
+        reading: PromptReading = AS_THE_WEBUI,
     ) -> Conditioning:
         """Encode prompts in chunks of 75 tokens, (B, 77 n, D).
 
         The last layer there is was the last but one, so `clip_skip` is left out of account, as in
         the WebUI.
         """
-        ids = clip_text.chunked_token_ids(components.tokenizer, prompts)
+        ids = clip_text.chunked_token_ids(components.tokenizer, prompts, reading)
         return Conditioning(clip_text.encode_chunks(components.text_encoder, ids, 1))

@@ -14,7 +14,13 @@ from torch import Tensor
 from dreambooth_core.checkpoint.clip_tokenizer import END_TOKEN, ZERO_TOKEN
 from dreambooth_core.checkpoint.header import Header
 from dreambooth_core.families import clip_text, ldm_unet
-from dreambooth_core.families.base import Components, Conditioning, Config
+from dreambooth_core.families.base import (
+    AS_THE_WEBUI,
+    Components,
+    Conditioning,
+    Config,
+    PromptReading,
+)
 from dreambooth_core.families.clip_text import chunked_token_ids, joined_chunks, run_encoder
 from dreambooth_core.families.latent_diffusion import LatentDiffusion
 from dreambooth_core.families.open_clip_text import open_clip_config, open_clip_place
@@ -67,14 +73,19 @@ class StableDiffusionXL(LatentDiffusion):
         return int(text["text_encoder_2"]["projection_dim"])
 
     def encode_prompts(
-        self, components: Components, prompts: Sequence[str], clip_skip: int = 1
+        self,
+        components: Components,
+        prompts: Sequence[str],
+        clip_skip: int = 1,
+        reading: PromptReading = AS_THE_WEBUI,
     ) -> Conditioning:
         """Return both encoders' states side by side, (B, 77 n, D), and the pooled vector (B, P).
 
         The states are those of the last layer but one, without a norm, whatever `clip_skip` says,
         as in the WebUI. The vector is that of the first chunk.
         """
-        first, second = self._token_ids(components, prompts)
+        tokenizers = (components.tokenizer, components.tokenizer_2)
+        first, second = (chunked_token_ids(each, prompts, reading) for each in tokenizers)
         states = run_encoder(components.text_encoder, first).hidden_states[PENULTIMATE]
         output = run_encoder(components.text_encoder_2, second)
         hidden = joined_chunks(states, first)
@@ -106,8 +117,3 @@ class StableDiffusionXL(LatentDiffusion):
         if component == "unet":
             path = original_name(ldm_unet.unet_names(config), path)
         return prefixes.get(component, "lora_unet_") + path.replace(".", "_")
-
-    def _token_ids(self, components: Components, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        tokenizers = (components.tokenizer, components.tokenizer_2)
-        first, second = (chunked_token_ids(tokenizer, prompts) for tokenizer in tokenizers)
-        return first, second
