@@ -36,8 +36,8 @@ Needs Python 3.10 or newer and nothing else. The first start makes .venv beside 
 pins; later starts use it at once and need no network.
 
   demo          train the built-in small model on a built-in subject and compare the results
-  create, plan, class-images, train, sample, save, compare, merge, extract-lora, bake-lora,
-  models, watch, stop, send, resume, settings
+  create, plan, dry-run, class-images, train, sample, save, compare, merge, extract-lora,
+  bake-lora, models, watch, stop, send, resume, import, settings
                 the command line: python launch.py VERB --help explains each
   test [...]    run the tests; more words go to pytest
   lint          check format, lint and types

@@ -17,6 +17,7 @@ from dreambooth_core.errors import DreamboothError
 from dreambooth_core.job import lock
 from dreambooth_core.job.commands import COMMANDS_FILE, CommandReader
 from dreambooth_core.job.context import RunContext
+from dreambooth_core.job.eight_bit import EIGHT_BIT_TEST_WORD
 from dreambooth_core.job.events import (
     Event,
     EventWriter,
@@ -25,7 +26,7 @@ from dreambooth_core.job.events import (
     JobStarted,
     JobStopped,
 )
-from dreambooth_core.job.launcher import model_lock_path
+from dreambooth_core.job.launcher import LOOKING_KINDS, model_lock_path
 from dreambooth_core.job.overlay import SELF_TEST_WORD
 from dreambooth_core.job.runs import Run, events_path, read_run
 from dreambooth_core.job.storage import FULL_DISK
@@ -35,6 +36,7 @@ from dreambooth_core.recording import Recorder
 STAGES = {
     "create": "dreambooth_core.stages.create",
     "train": "dreambooth_core.stages.train",
+    "dry-run": "dreambooth_core.stages.dry_run",
     "plan": "dreambooth_core.stages.plan",
     "class-images": "dreambooth_core.stages.class_images",
     "sample": "dreambooth_core.stages.sample",
@@ -45,6 +47,7 @@ STAGES = {
     "merge": "dreambooth_core.stages.merge",
 }
 
+MACHINE_MODULE = "dreambooth_core.stages.machine"
 BLOCKED_PACKAGES = (
     *("xformers", "bitsandbytes", "flash_attn", "torchao"),
     *("tensorflow", "jax", "flax"),
@@ -82,10 +85,11 @@ def separate_from_host() -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run the job in the folder given; return the exit code, which its final event tells too.
 
-    `--self-test FOLDER` only tries the packages in that folder, and raises if they fail.
+    `--self-test FOLDER` only tries the packages in that folder, and raises if they fail; so does
+    `--self-test-eight-bit FOLDER` with the package of the 8-bit optimizers.
     """
-    if arguments[0] == SELF_TEST_WORD:
-        return try_packages(Path(arguments[1]))
+    if arguments[0] in SELF_TESTS:
+        return SELF_TESTS[arguments[0]](Path(arguments[1]))
     folder = Path(arguments[0])
     # Ctrl-C is for the process that shows the progress: it sends "stop".
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -110,6 +114,16 @@ def try_packages(folder: Path) -> int:
     return 0
 
 
+def try_eight_bit(folder: Path) -> int:
+    """Make a step with each 8-bit optimizer of the package in `folder`; raises what fails."""
+    separate_from_host()
+    importlib.import_module("dreambooth_core.optim.eight_bit").self_test(folder)
+    return 0
+
+
+SELF_TESTS = {SELF_TEST_WORD: try_packages, EIGHT_BIT_TEST_WORD: try_eight_bit}
+
+
 def run_job(run: Run, folder: Path, writer: EventWriter) -> Event:
     """Run the job's stage and return the final event; the model's lock is released at the end."""
     workspace = run.workspace
@@ -124,10 +138,12 @@ def run_job(run: Run, folder: Path, writer: EventWriter) -> Event:
             check(run.config, workspace, run.kind)
             commands = CommandReader(folder / COMMANDS_FILE)
             stage = importlib.import_module(STAGES[run.kind])
+            if run.kind not in LOOKING_KINDS:
+                importlib.import_module(MACHINE_MODULE).look_at_machine(workspace)
             context = RunContext(workspace, run.run_id, folder, emit, commands)
             return outcome(stage.run(run.config, context))
     finally:
-        lock.release(model_lock_path(workspace, run.model), run.run_id)
+        lock.release(model_lock_path(workspace, run.lock_name), run.run_id)
 
 
 def outcome(summary: dict[str, Any]) -> Event:

@@ -1,6 +1,7 @@
 // Keeps the page fresh: our list of models when it comes into view again, and the WebUI's own lists
 // of checkpoints once a job has come to rest, or one of them is about to be opened meanwhile. Where
-// Gradio has no timer, it asks for news by pressing hidden buttons (ui/gradio_compat.py, poll).
+// Gradio has no timer, it asks for news by pressing hidden buttons (ui/gradio_compat.py, poll). The
+// tab in view is remembered for when the page is loaded anew (ui/gradio_compat.py, open_tab).
 (() => {
   const LISTS = {
     "#setting_sd_model_checkpoint": "#refresh_sd_model_checkpoint",
@@ -8,6 +9,7 @@
     "#modelmerger_secondary_model_name": "#refresh_checkpoint_B",
     "#modelmerger_tertiary_model_name": "#refresh_checkpoint_C",
   };
+  const TABS = "#dreambooth_tabs [role=tab], #dreambooth_tabs > .tab-nav button";
   const REST_MS = 5000;
   const stale = new Set();
   let rest = 0;
@@ -25,6 +27,10 @@
     if (!wanted) return;
     stale.delete(wanted);
     press(LISTS[wanted]);
+  };
+  const rememberTab = (event) => {
+    const tab = event.target.closest?.(TABS);
+    if (tab) sessionStorage.setItem("dreambooth_tabs", tab.textContent.trim());
   };
   const watch = () => {
     const page = document.querySelector("#dreambooth");
@@ -48,6 +54,7 @@
     }
     new MutationObserver(noteWork).observe(progress, { childList: true, subtree: true });
     for (const sign of ["focusin", "pointerover"]) document.addEventListener(sign, refreshWanted);
+    document.addEventListener("click", rememberTab);
   };
   watch();
 })();

@@ -19,7 +19,7 @@ from dreambooth_core.api.legacy_names import (
     WITHOUT_MEANING,
 )
 from dreambooth_core.config.control import field_specs
-from dreambooth_core.config.schema import Concept, TrainConfig
+from dreambooth_core.config.schema import OPTIMIZER_CHOICES, Concept, TrainConfig
 from tests.api_standin import Bench, bench, make_model, png, put
 
 __all__ = ["bench"]
@@ -85,13 +85,13 @@ def test_the_whole_config_goes_round(bench: Bench, dogs: str) -> None:
     answer = bench.post("/model_config?model_name=ada", given)
     assert answer == bench.get("/model_config?model_name=ada")
     assert answer["learning_rate"] == 2e-6 and answer["num_train_epochs"] == 30
-    assert answer["optimizer"] == "Torch AdamW" and answer["use_ema"] is False
+    assert answer["optimizer"] == "8bit AdamW" and answer["use_ema"] is False
     assert answer["sanity_prompt"] == "a cat"
     assert answer["concepts_list"][0]["instance_token"] == "zwx"
     assert answer["concepts_list"][0]["save_sample_prompt"] == "a zwx"
     assert answer["concepts_list"][0]["is_valid"] is True
     ours = bench.get("/models/ada/settings")
-    assert ours["learning_rate"]["unet"] == 2e-6 and ours["optimizer"]["name"] == "adamw"
+    assert ours["learning_rate"]["unet"] == 2e-6 and ours["optimizer"]["name"] == "adamw_8bit"
     assert ours["concepts"][0]["sample_prompts"] == ["a zwx"]
     assert ours["previews"]["prompts"] == ["a cat"]
     assert bench.post("/model_config", answer) == answer
@@ -121,9 +121,9 @@ def test_some_settings_are_changed(bench: Bench) -> None:
     [
         ({"learning_rat": 1}, "learning_rat"),
         ({"learning_rate": "x"}, "learning_rate.unet"),
-        ({"optimizer": "Prodigy"}, "optimizer.name"),
-        ({"lr_scheduler": "rex"}, "learning_rate.schedule"),
-        ({"num_train_epochs": 0}, "intervals.epochs"),
+        ({"optimizer": "Sophia"}, "optimizer.name"),
+        ({"lr_scheduler": "wave"}, "learning_rate.schedule"),
+        ({"num_train_epochs": -1}, "intervals.epochs"),
         ({"concepts_list": "x"}, "concepts_list"),
         ({"concepts_list": [{"instance_dir": "x"}]}, "concepts_list.0.instance_dir"),
         ({"concepts_list": [{"instance_data_dir": "none"}]}, "concepts.0.instance_folder"),
@@ -319,3 +319,9 @@ def test_nothing_is_fetched_from_the_own_network(bench: Bench, url: str) -> None
     query = "/upload_url?model_name=ada&instance_name=dog"
     problem = bench.refusal("POST", query, 403, json=_images("a.png", data=url))
     assert "public" in problem["message"]
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_CHOICES)
+def test_every_optimizer_has_an_older_name_and_comes_back_as_itself(name: str) -> None:
+    older = SETTINGS["optimizer"].write(name)
+    assert SETTINGS["optimizer"].read(older) == name

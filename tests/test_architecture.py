@@ -37,6 +37,7 @@ LAYERS = {
     "dreambooth_core.checkpoint.metadata": 1,
     "dreambooth_core.diffusion": 1,
     "dreambooth_core.optim": 1,
+    "dreambooth_core.optim.lr": 0,
     "dreambooth_core.data": 1,
     "dreambooth_core.families": 2,
     "dreambooth_core.adapters": 2,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from pathlib import PurePosixPath, PureWindowsPath
 
 import pytest
 
@@ -11,6 +12,7 @@ from dreambooth_core.checkpoint.metadata import (
     Description,
     checkpoint_metadata,
     flat_metadata,
+    told_name,
     training_metadata,
 )
 from dreambooth_core.errors import InputError
@@ -62,3 +64,8 @@ def test_only_text_is_metadata() -> None:
     with pytest.raises(TypeError, match="step is int"):
         flat_metadata({"step": 3})  # type: ignore[dict-item]
     assert flat_metadata({"a": "b {", "c": ""}) == {"a": "b {", "c": ""}
+
+
+def test_a_files_name_is_told_without_a_brace_at_its_beginning() -> None:
+    assert told_name(PurePosixPath("/x/{a} {b}.ckpt")) == "a} {b}.ckpt"
+    assert told_name(PureWindowsPath("C:\\x\\a.ckpt")) == "a.ckpt"

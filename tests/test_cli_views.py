@@ -16,15 +16,18 @@ from dreambooth_core.job.commands import Command
 from dreambooth_core.job.events import (
     CheckpointSaved,
     Event,
+    Finding,
     JobFailed,
     JobFinished,
     JobStarted,
     JobStopped,
     LoraSaved,
     Notice,
+    PhaseMemory,
     PhaseProgress,
     PhaseStarted,
     PlanMade,
+    Preflight,
     SampleSaved,
     StateSaved,
     StepDone,
@@ -183,3 +186,24 @@ def test_views_have_the_same_surface() -> None:
         views.View().show(STEP)
     with pytest.raises(NotImplementedError):
         views.View().say("x")
+
+
+def test_what_was_found_before_the_start() -> None:
+    found = Preflight(
+        [
+            Finding("error", "a.png cannot be read.", "Replace it."),
+            Finding("info", "dog is known."),
+        ],
+        [PhaseMemory("training", 3 * 2**30, 2**30), PhaseMemory("saving", 0, 2**29)],
+        *("NVIDIA Something", 8 * 2**30, 2**34),
+    )
+    assert _plain([found]) == [
+        "Before the start:",
+        "  error: a.png cannot be read. Replace it.",
+        "  info: dog is known.",
+        "  memory for training: about 3.0 GB of the GPU and 1.0 GB of main memory",
+        "  memory for saving: about 0.5 GB of main memory",
+        "  NVIDIA Something has 8.0 GB of the GPU and 16.0 GB of main memory",
+    ]
+    assert "  nothing stands in the way." in _plain([Preflight([])])
+    assert _plain([Notice("error", "torn")]) == ["error: torn"]

@@ -91,7 +91,7 @@ def test_every_number_has_a_range_that_holds_its_default(cls: type, spec: Any) -
 
 @pytest.mark.parametrize(("cls", "spec"), ALL_SPECS, ids=IDS)
 def test_whole_numbers_have_a_unit_or_need_none(cls: type, spec: Any) -> None:
-    unitless = {"seed", "class_seed", "step"}
+    unitless = {"seed", "class_seed", "step", "min_timestep", "max_timestep"}
     if spec.type is int and spec.name not in unitless:
         assert spec.control.unit, spec.path
 

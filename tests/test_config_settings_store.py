@@ -12,7 +12,6 @@ from dreambooth_core.config.settings_store import (
     NOTHING,
     concept_title,
     difference,
-    difference_from,
     keep_settings,
     kept_settings,
     plain_specs,
@@ -91,13 +90,6 @@ def test_difference_looks_into_concepts() -> None:
     rows = [(c.label, c.before, c.after) for c in difference(before, after)]
     assert rows == [("Concept 1: Class token", "dog", "cat"), ("Concept 2", NOTHING, "dog")]
     assert difference(after, before)[-1].after == NOTHING
-
-
-def test_difference_from_looks_only_at_what_is_named() -> None:
-    config = TrainConfig(model="ada", seed=7)
-    config.intervals.epochs = 5
-    changes = difference_from({"intervals.epochs": 9, "batch.batch_size": 1}, config)
-    assert [(c.path, c.before, c.after) for c in changes] == [("intervals.epochs", "9", "5")]
 
 
 def test_every_setting_but_the_concepts_is_plain() -> None:

@@ -87,10 +87,10 @@ def test_every_number_is_held_to_its_range(cls: type, spec: object) -> None:
 
 
 def test_out_of_range_says_what_is_allowed(training: TrainConfig) -> None:
-    training.intervals.epochs = 0
+    training.intervals.epochs = -1
     training.concepts[0].class_steps = 501
     assert _texts(training) == [
-        "intervals.epochs: is 0 epochs. It must be at least 1 and at most 10000.",
+        "intervals.epochs: is -1 epochs. It must be at least 0 and at most 10000.",
         "concepts.0.class_steps: is 501 steps. It must be at least 1 and at most 500.",
     ]
 
@@ -145,6 +145,11 @@ def _change(path: str, value: object) -> Callable[[TrainConfig], None]:
         ({"concepts.0.class_folder": str(Path(__file__).parent)}, "class_folder would not be used"),
         ({"concepts.0.instance_folder": __file__}, "is a file"),
         ({"concepts.0.instance_prompt": " "}, "concepts.0.instance_prompt: is empty."),
+        (
+            {"concepts.0.instance_token": " {ohwx}"},
+            "concepts.0.instance_token: begins with a brace",
+        ),
+        ({"saving.name": "{ohwx"}, "saving.name: The name name '{ohwx' begins with a brace"),
         (
             {"concepts.0.class_images_per_instance_image": 3},
             "concepts.0.class_prompt: is empty, but class images are asked for.",
@@ -340,7 +345,7 @@ def test_compare(trained: Workspace) -> None:
 
 
 def test_check_raises_all_problems(training: TrainConfig) -> None:
-    training.intervals.epochs = 0
+    training.intervals.epochs = -1
     training.batch.batch_size = 0
     with pytest.raises(ConfigError) as caught:
         check(training, None)

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
+from dreambooth_core.data.prompt_chunks import cut_into_chunks
 from dreambooth_core.families import FAMILIES, Components, load_components
-from dreambooth_core.families.clip_text import _chunks, chunked_token_ids
+from dreambooth_core.families.base import PromptReading
+from dreambooth_core.families.clip_text import chunked_token_ids
 from dreambooth_core.job.workspace import Workspace
 from tests.original_layout import TINY_SD2, TINY_SDXL
 from tests.tiny import VARIANTS, tiny_model, tiny_weights
@@ -52,7 +54,7 @@ def webui_chunks(ids: Sequence[int], backtrack: int = 20) -> list[list[int]]:
 
 @given(st.lists(st.sampled_from([COMMA, 5, 6, 7, 8, 9, 10, 11, 12, 13]), max_size=400))
 def test_chunks_are_those_of_the_webuis_loop(ids: list[int]) -> None:
-    assert _chunks(ids, COMMA) == webui_chunks(ids)
+    assert cut_into_chunks(ids, COMMA) == webui_chunks(ids)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_a_phrase_goes_whole_into_the_next_chunk_if_its_comma_is_near(
 ) -> None:
     """By hand: of 75 tokens the last 20 are looked at, and the comma itself stays."""
     ids = [5] * comma + [COMMA] + [6] * (90 - comma)
-    assert [len(chunk) for chunk in _chunks(ids, COMMA)] == [first, 91 - first]
+    assert [len(chunk) for chunk in cut_into_chunks(ids, COMMA)] == [first, 91 - first]
 
 
 def models(name: str, folder: Path) -> Components:
@@ -189,3 +191,101 @@ def test_an_exclamation_mark_is_a_word_though_it_pads(sd2: Components, sdxl: Com
             pad,
             pad,
         ]
+
+
+@pytest.mark.parametrize("limit", [75, 150, 225, 300])
+def test_a_limit_keeps_the_first_chunks_as_the_webui_cuts_them(sd2: Components, limit: int) -> None:
+    """Against the WebUI's own loop; what is shorter stays whole."""
+    long = ", ".join(["a red dog and a blue cat in a green house"] * 40)
+    words = sd2.tokenizer(long, add_special_tokens=False, split_special_tokens=True).input_ids
+    expected = webui_chunks(words)[: limit // 75]
+    ids = chunked_token_ids(sd2.tokenizer, [long, SHORT], PromptReading(limit))
+    assert ids.shape == (2, limit // 75, 77)
+    read = [row[1 : 1 + row.index(END, 1) - 1] for row in ids[0].tolist()]
+    assert read == expected
+    whole = chunked_token_ids(sd2.tokenizer, [SHORT])
+    assert torch.equal(ids[1, :1], whole[0])
+
+
+def test_no_limit_reads_everything(sd2: Components) -> None:
+    """As the WebUI does: 450 tokens without a comma are six chunks."""
+    text = " ".join(["dog"] * 450)
+    assert chunked_token_ids(sd2.tokenizer, [text]).shape == (1, 6, 77)
+    assert chunked_token_ids(sd2.tokenizer, [text], PromptReading(300)).shape == (1, 4, 77)
+
+
+@torch.no_grad()
+def test_a_cut_prompt_is_encoded_as_its_beginning(sdxl: Components) -> None:
+    """Both encoders; the pooled vector is that of the first chunk in any case."""
+    family, text = FAMILIES["sdxl"], " ".join(["dog"] * 100)
+    cut = family.encode_prompts(sdxl, [text], 1, PromptReading(75))
+    whole = family.encode_prompts(sdxl, [text])
+    begin = family.encode_prompts(sdxl, [" ".join(["dog"] * 75)])
+    assert cut.encoder_hidden_states.shape[1] == 77
+    assert torch.allclose(cut.encoder_hidden_states, begin.encoder_hidden_states, atol=1e-5)
+    assert torch.allclose(cut.encoder_hidden_states, whole.encoder_hidden_states[:, :77], atol=1e-5)
+    assert cut.pooled is not None and whole.pooled is not None
+    assert torch.allclose(cut.pooled, whole.pooled, atol=1e-5)
+
+
+def test_every_encoder_pads_with_its_own_token_or_not_at_all(sdxl: Components) -> None:
+    """Without padding a batch is as wide as its longest chunk, and ends nowhere twice."""
+    for tokenizer, pad in ((sdxl.tokenizer, END), (sdxl.tokenizer_2, 0)):
+        filled = chunked_token_ids(tokenizer, ["a dog"])[0, 0].tolist()
+        assert filled == [START, 320, 1929, END, *[pad] * 73]
+        bare = chunked_token_ids(tokenizer, ["a dog", "dog"], PromptReading(pad=False))
+        assert bare.tolist() == [[[START, 320, 1929, END]], [[START, 1929, END, pad]]]
+        assert chunked_token_ids(tokenizer, [""], PromptReading(pad=False)).tolist() == [
+            [[START, END]]
+        ]
+
+
+@torch.no_grad()
+def test_states_without_padding_are_those_of_the_words(sd2: Components) -> None:
+    """The encoder is causal: what stands behind a word does not change its state."""
+    family = FAMILIES["sd2"]
+    padded = family.encode_prompts(sd2, ["a dog"]).encoder_hidden_states
+    bare = family.encode_prompts(sd2, ["a dog"], 1, PromptReading(pad=False)).encoder_hidden_states
+    assert bare.shape[1] == 4
+    assert torch.allclose(bare, padded[:, :4], atol=1e-5)
+
+
+def test_strict_tokens_give_each_phrase_its_own_start_and_end(sd2: Components) -> None:
+    """The separator and the white space behind it end a phrase; a point inside a word does not."""
+    reading = PromptReading(strict=True)
+    ids = chunked_token_ids(sd2.tokenizer, ["a dog, red; v1.5 cat."], reading)[0, 0].tolist()
+    version = sd2.tokenizer("v1.5 cat", add_special_tokens=False).input_ids
+    between = [END, COMMA, START]
+    red = sd2.tokenizer("red", add_special_tokens=False).input_ids
+    expected = [START, 320, 1929, *between, *red, *between, *version, END]
+    assert ids == [*expected, *[0] * (77 - len(expected))]
+    plain = chunked_token_ids(sd2.tokenizer, ["a dog"], reading)
+    assert torch.equal(plain, chunked_token_ids(sd2.tokenizer, ["a dog"]))
+    assert chunked_token_ids(sd2.tokenizer, [""], reading)[0, 0, :2].tolist() == [START, END]
+
+
+def test_strict_phrases_are_kept_whole_at_the_end_of_a_chunk(sd2: Components) -> None:
+    """Phrases of 30 words: 30 + 3 + 30 fit into 75, a third does not; 100 words are cut."""
+    reading = PromptReading(strict=True)
+    phrase = " ".join(["dog"] * 30)
+    ids = chunked_token_ids(sd2.tokenizer, [", ".join([phrase] * 3)], reading)
+    dogs = [int((chunk == 1929).sum()) for chunk in ids[0]]
+    assert dogs == [60, 30]
+    assert [int((chunk == START).sum()) for chunk in ids[0]] == [2, 1]
+    ids = chunked_token_ids(sd2.tokenizer, [" ".join(["dog"] * 100)], reading)
+    assert [int((chunk == 1929).sum()) for chunk in ids[0]] == [75, 25]
+    limited = chunked_token_ids(
+        sd2.tokenizer, [", ".join([phrase] * 3)], PromptReading(75, strict=True)
+    )
+    assert limited.shape == (1, 1, 77)
+
+
+def test_emphasis_is_read_letter_by_letter(sd2: Components) -> None:
+    """Captions hold no weights: parentheses, backslashes, numbers and BREAK are words."""
+    text = r"a (dog:1.2) \(red\) BREAK cat"
+    ids = chunked_token_ids(sd2.tokenizer, [text])
+    assert ids.shape == (1, 1, 77)
+    words = sd2.tokenizer(text, add_special_tokens=False).input_ids
+    assert ids[0, 0, 1 : 1 + len(words)].tolist() == words
+    spoken = "".join(sd2.tokenizer.convert_ids_to_tokens(words)).replace("</w>", "")
+    assert spoken == text.replace(" ", "").lower()

@@ -172,6 +172,7 @@ def test_an_inpainting_network_is_given_mask_and_masked_picture(
     assert ours.shape == latents.shape
 
 
+@pytest.mark.turns("create.prediction_type")
 def test_sd2_without_yaml_asks_what_it_predicts_and_takes_the_answer(workspace: Workspace) -> None:
     from dreambooth_core.config.schema import CreateConfig
     from dreambooth_core.stages import create

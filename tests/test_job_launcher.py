@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dreambooth_core.config.schema import CreateConfig, SampleConfig, TrainConfig
+from dreambooth_core.config.schema import CreateConfig, MergeConfig, SampleConfig, TrainConfig
 from dreambooth_core.errors import BusyError, ConfigError, InputError
 from dreambooth_core.job import launcher, runs
 from dreambooth_core.job.commands import Command
@@ -23,6 +23,7 @@ from dreambooth_core.job.events import (
     PhaseProgress,
     PhaseStarted,
 )
+from dreambooth_core.job.history import past_runs
 from dreambooth_core.job.interpreter import WorkerPython
 from dreambooth_core.job.launcher import (
     Job,
@@ -37,6 +38,7 @@ from dreambooth_core.job.launcher import (
 )
 from dreambooth_core.job.runs import Run, create_run_folder, last_run, read_run, run_ids, write_run
 from dreambooth_core.job.workspace import ModelInfo, Workspace
+from tests.tiny_header import write_header
 
 
 @pytest.fixture
@@ -336,3 +338,16 @@ def test_a_launch_that_fails_ends_its_run(ready: Workspace) -> None:
     job = attach(ready, run_ids(ready)[-1])
     assert not job.is_running()
     assert "no-such-python" in job.wait().message
+
+
+def test_a_new_file_may_be_called_as_a_model_that_is_at_work(ready: Workspace) -> None:
+    for name in "abc":
+        write_header(ready.checkpoints_dir / f"{name}.safetensors")
+    config = MergeConfig(name="ada", primary="a", secondary="b", tertiary="c")
+    jobs = [reserve(ready, "sample", _order("finish")), reserve(ready, "merge", config)]
+    with pytest.raises(BusyError, match=jobs[1].run_id):
+        reserve(ready, "merge", config)
+    for job in jobs:
+        abandon(ready, job, JobFailed("enough"))
+    assert [past.run.kind for past in past_runs(ready, "ada")] == ["sample"]
+    abandon(ready, reserve(ready, "merge", config), JobFailed("enough"))

@@ -20,6 +20,7 @@ from dreambooth_core.job.events import (
     Event,
     EventWriter,
     FilesPlanned,
+    Finding,
     ImagesPlanned,
     JobFailed,
     JobFinished,
@@ -27,11 +28,13 @@ from dreambooth_core.job.events import (
     JobStopped,
     LoraSaved,
     Notice,
+    PhaseMemory,
     PhaseProgress,
     PhaseStarted,
     PlanMade,
     PlannedFile,
     PlannedImage,
+    Preflight,
     SampleSaved,
     StateSaved,
     StepDone,
@@ -187,12 +190,15 @@ class TestView:
             SampleSaved("1.png", "a", 1),
             ImagesPlanned([PlannedImage("a", "class", 1, "p", "64x64", 1)]),
             FilesPlanned([PlannedFile("x", 1, "end")], 1, 2),
+            Preflight([Finding("error", "torn", "Take another.")], [PhaseMemory("training", 3, 4)]),
         )
         values = json.loads(json.dumps(view.as_dict()))
         assert values["curves"]["loss_instance"] == [[1, 2.0]]
         assert values["planned_files"]["rows"][0]["path"] == "x"
         assert values["samples"][0]["prompt"] == "a" and values["fraction"] == 0.05
-        assert RunView().as_dict()["planned_files"] is None
+        assert values["preflight"]["findings"][0]["remedy"] == "Take another."
+        assert values["preflight"]["memory"][0]["gpu_bytes"] == 3
+        assert RunView().as_dict()["planned_files"] is None is RunView().as_dict()["preflight"]
 
 
 class TestCurves:

@@ -95,6 +95,7 @@ def test_good_names(name: str) -> None:
         (" a", "space"),
         ("a\n", "character"),
         ("a:b", "character"),
+        ("{a}", "brace"),
         ("CON", "Windows"),
         ("nul.txt", "Windows"),
         ("com1", "Windows"),

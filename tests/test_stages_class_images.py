@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,25 @@ import pytest
 from PIL import Image
 
 from dreambooth_core.config.schema import Concept, TrainConfig
+from dreambooth_core.config.validate import validate
 from dreambooth_core.families import FAMILIES, load_components
 from dreambooth_core.families.base import Components
 from dreambooth_core.job.commands import Command, send
-from dreambooth_core.job.events import Event, PhaseProgress, PhaseStarted, PlanMade
+from dreambooth_core.job.events import Event, JobFailed, PhaseProgress, PhaseStarted, PlanMade
+from dreambooth_core.job.launcher import launch
 from dreambooth_core.job.workspace import ModelFolder, Workspace
 from dreambooth_core.stages import class_images
 from dreambooth_core.stages.class_image_plan import Wanted, match, wanted_pictures
 from dreambooth_core.stages.class_images import ensure_class_images, plan_class_images, run
 from dreambooth_core.stages.png import read_png
+from dreambooth_core.stages.training_pictures import (
+    arrange,
+    count_class_images,
+    find_class_images,
+    find_instances,
+)
 from tests.tiny import stage_context
+from tests.trainings import Trainings
 
 A, B = Wanted("a", 64, 64), Wanted("b", 64, 64)
 CAPTIONS = ("a zwx man on a beach", "a zwx man at night")
@@ -284,3 +295,183 @@ def test_sizes_suit_the_model(workspace: Workspace, components: Components, tmp_
     with Image.open(image.path) as picture:
         assert picture.width > picture.height
         assert picture.width % quantum == picture.height % quantum == 0
+
+
+OWN = ("a man in snow", "a man at sea", "a man asleep")
+
+
+@pytest.mark.turns("train.concepts.class_images_source", "train.concepts.class_folder")
+@pytest.mark.parametrize(
+    ("source", "own_used", "painted"), [("fill_up", 3, 1), ("own", 3, 0), ("generate", 0, 4)]
+)
+def test_where_class_images_come_from_is_chosen(
+    workspace: Workspace,
+    components: Components,
+    pictures: Path,
+    tmp_path: Path,
+    source: str,
+    own_used: int,
+    painted: int,
+) -> None:
+    own = put_pictures(tmp_path / "own", OWN)
+    before = snapshot(own)
+    settings = config(concept(pictures, class_folder=str(own), class_images_source=source))
+    context = stage_context(workspace)
+    (plan,) = plan_class_images(settings, context, components)
+    assert (len(plan.own), len(plan.made), len(plan.missing)) == (own_used, 0, painted)
+    images = ensure_class_images(settings, context, components).per_concept[0]
+    assert [image.path.parent == own for image in images] == [True] * own_used + [False] * painted
+    assert count_class_images(settings) == len(images) == own_used + painted
+    assert snapshot(own) == before
+
+
+def test_pictures_that_were_made_are_used_whatever_the_source_was(
+    workspace: Workspace, components: Components, pictures: Path, tmp_path: Path
+) -> None:
+    context = stage_context(workspace)
+    ensure_class_images(config(concept(pictures)), context, components)
+    own = put_pictures(tmp_path / "own", OWN)
+    changes = {"class_folder": str(own), "class_images_source": "fill_up"}
+    (plan,) = plan_class_images(config(concept(pictures, **changes)), context, components)
+    assert (len(plan.own), len(plan.made), len(plan.missing)) == (3, 1, 0)
+
+
+def test_own_pictures_alone_must_be_there(pictures: Path, tmp_path: Path) -> None:
+    def problems(**changes: Any) -> list[str]:
+        settings = config(concept(pictures, class_images_source="own", **changes))
+        return [problem.field for problem in validate(settings, None)]
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert problems() == problems(class_folder=str(empty)) == ["concepts.0.class_folder"]
+    assert problems(class_folder=str(put_pictures(tmp_path / "own", OWN))) == []
+
+
+@pytest.mark.turns("train.concepts.class_images_per_instance_image")
+def test_as_many_are_made_for_each_picture_as_asked_for(
+    workspace: Workspace, components: Components, pictures: Path
+) -> None:
+    for per_image in (0, 1, 3):
+        settings = config(concept(pictures, class_images_per_instance_image=per_image))
+        images = ensure_class_images(settings, stage_context(workspace), components)
+        assert len(images.per_concept[0]) == per_image * len(CAPTIONS)
+        assert count_class_images(settings) == per_image * len(CAPTIONS)
+
+
+def painted_with(workspace: Workspace, components: Components, asked: Concept) -> list[Any]:
+    """Return the pixels and the text of the first class image of a concept."""
+    image = ensure_class_images(config(asked), stage_context(workspace), components)
+    path = image.per_concept[0][0].path
+    picture = read_png(path)
+    assert picture is not None
+    with Image.open(path) as opened:
+        return [opened.tobytes(), picture.parameters]
+
+
+@pytest.mark.turns(
+    "train.concepts.class_steps",
+    "train.concepts.class_cfg_scale",
+    "train.concepts.class_sampler",
+    "train.concepts.class_seed",
+    "train.concepts.class_negative_prompt",
+    "train.concepts.class_prompt",
+)
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"class_steps": 2}, "Steps: 2, Sampler: DDIM"),
+        ({"class_cfg_scale": 5.0}, "CFG scale: 5"),
+        ({"class_sampler": "euler"}, "Sampler: Euler"),
+        ({"class_seed": 5}, "Seed: 5,"),
+        ({"class_negative_prompt": "night"}, "Negative prompt: night"),
+        ({"class_prompt": "photo of [filewords]"}, "photo of a man on a beach"),
+    ],
+)
+def test_a_setting_of_the_painting_changes_the_picture(
+    workspace: Workspace,
+    components: Components,
+    pictures: Path,
+    change: dict[str, Any],
+    told: str,
+) -> None:
+    pixels, text = painted_with(workspace, components, concept(pictures))
+    other_pixels, other_text = painted_with(workspace, components, concept(pictures, **change))
+    assert other_pixels != pixels and told in other_text and told not in text
+
+
+def test_class_images_of_a_shape_that_no_instance_image_has_are_trained(
+    workspace: Workspace, components: Components, pictures: Path, tmp_path: Path
+) -> None:
+    own = put_pictures(tmp_path / "own", OWN, (200, 100))
+    settings = config(concept(pictures, class_folder=str(own), class_images_source="own"))
+    quantum = FAMILIES[components.family].quantum(components)
+    images = ensure_class_images(settings, stage_context(workspace), components)
+    classes = find_class_images(settings, quantum, images)
+    instances = find_instances(settings, quantum)
+    assert {e.bucket for e in classes}.isdisjoint({e.bucket for e in instances})
+    training_set = arrange(settings, instances, classes)
+    shown = Counter(
+        sample.example.path
+        for epoch in range(3)
+        for step in training_set.epoch_batches(epoch)
+        for sample in step.samples
+        if sample.example.is_class
+    )
+    assert shown == dict.fromkeys((e.path for e in classes), 4)  # two beside each of six
+
+
+def test_each_concept_has_its_own(
+    workspace: Workspace, components: Components, pictures: Path, tmp_path: Path
+) -> None:
+    cats = put_pictures(tmp_path / "cats", ("a zwx cat",), (64, 128))
+    second = concept(cats, class_token="cat", class_images_per_instance_image=1, class_steps=2)
+    images = ensure_class_images(
+        config(concept(pictures), second), stage_context(workspace), components
+    )
+    first_ones, (cat,) = images.per_concept
+    assert len(first_ones) == 4 and cat.prompt == "a cat"
+    assert cat.path.parent not in {image.path.parent for image in first_ones}
+    with Image.open(cat.path) as picture:
+        assert picture.height > picture.width
+
+
+def test_a_worker_that_is_killed_half_way_has_made_what_is_there(
+    workspace: Workspace, tiny_model_folder: ModelFolder, pictures: Path
+) -> None:
+    settings = config(concept(pictures, class_images_per_instance_image=8, class_steps=20))
+    settings.batch.class_batch_size = 1
+    settings.precision.device = "cpu"
+    job = launch(workspace, "class-images", settings)
+    for event in job.events():
+        if isinstance(event, PhaseProgress) and event.done == 3:
+            break
+    job.kill()
+    final = job.wait()
+    assert isinstance(final, JobFailed)
+    before = snapshot(tiny_model_folder.class_images_dir)
+    kept = sum(name.endswith(".png") for name in before)
+    assert 3 <= kept < 16
+    summary = run(settings, stage_context(workspace))
+    assert (summary["found"], summary["generated"]) == (kept, 16 - kept)
+    after = snapshot(tiny_model_folder.class_images_dir)
+    whole = {name: mark for name, mark in before.items() if name.endswith(".png")}
+    assert whole.items() <= after.items()
+    assert sum(name.endswith(".png") for name in after) == 16
+
+
+def test_the_untouched_model_makes_them_also_when_training_goes_on(
+    workspace: Workspace, tiny_model_folder: ModelFolder
+) -> None:
+    trainings = Trainings(workspace)
+    classes = {"class_prompt": "a dog", "class_images_per_instance_image": 1, "class_steps": 2}
+    asked = {"concept": classes, "resume": True, "intervals": {"epochs": 2}}
+    run(trainings.config(asked), stage_context(workspace))
+    made = {name: digest for name, (digest, _) in snapshot(tiny_model_folder.path).items()}
+    pictures = {name: made[name] for name in made if name.endswith(".png")}
+    assert len(pictures) == 4
+    shutil.rmtree(tiny_model_folder.class_images_dir)
+    first = trainings.run({"learning_rate": {"unet": 0.1}, "intervals": {"max_steps": 2}})
+    assert first.losses[0] != first.losses[1]
+    trainings.run(asked, run_id="more")
+    after = {name: digest for name, (digest, _) in snapshot(tiny_model_folder.path).items()}
+    assert pictures.items() <= after.items()

@@ -100,6 +100,7 @@ def saved(workspace: Workspace, tiny_model_folder: ModelFolder) -> list[Path]:
     return paths
 
 
+@pytest.mark.turns("compare.model", "compare.subject")
 def test_all_saved_checkpoints_are_compared_with_the_base(
     workspace: Workspace, saved: list[Path], judge: FakeJudge
 ) -> None:
@@ -139,6 +140,9 @@ def test_the_sheet_shows_every_picture_and_marks_the_best(
     assert marked.min() > pixels.shape[0] / 2
 
 
+@pytest.mark.turns(
+    "compare.seed", "compare.checkpoints", "compare.prompts", "compare.seeds_per_prompt"
+)
 def test_every_checkpoint_draws_from_the_same_seeds(
     workspace: Workspace, saved: list[Path], painted: list[tuple[list[str], list[int]]]
 ) -> None:
@@ -148,6 +152,7 @@ def test_every_checkpoint_draws_from_the_same_seeds(
     assert painted == [(prompts, [5, 6, 5, 6, 5, 6])] * 2
 
 
+@pytest.mark.turns("compare.output")
 @pytest.mark.usefixtures("painted")
 def test_without_a_subject_there_is_the_sheet_and_a_word_about_it(
     workspace: Workspace, saved: list[Path], tmp_path: Path
@@ -162,6 +167,31 @@ def test_without_a_subject_there_is_the_sheet_and_a_word_about_it(
     with Image.open(summary["grid"]) as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
     assert not (pixels[:, 0] == MARK).all(axis=-1).any()
+
+
+@pytest.mark.turns(
+    "compare.negative_prompt", "compare.steps", "compare.cfg_scale", "compare.sampler"
+)
+def test_everything_is_drawn_as_asked(
+    workspace: Workspace, saved: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def paint(_: Any, prompts: list[str], negative: list[str], **more: Any) -> list[Image.Image]:
+        asked.append({**more, "prompts": prompts, "negative": negative})
+        return [Image.new("RGB", (64, 64)) for _ in prompts]
+
+    monkeypatch.setattr(compare, "generate", paint)
+    wanted = {"steps": 3, "cfg_scale": 4.5, "sampler": "euler_a"}
+    settings = config(
+        prompts=["a dog"], negative_prompt="a cat", seeds_per_prompt=3, checkpoints=[], **wanted
+    )
+    run(settings, stage_context(workspace))
+    assert len(asked) == 1 + len(saved)
+    for each in asked:
+        assert {name: each[name] for name in wanted} == wanted
+        assert list(each["prompts"]) == ["a dog"] * 3
+        assert list(each["negative"]) == ["a cat"] * 3
 
 
 @pytest.mark.usefixtures("painted")

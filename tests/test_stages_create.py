@@ -54,6 +54,7 @@ def assert_nothing_left(workspace: Workspace) -> None:
     assert [path.name for path in workspace.models_dir.glob("*")] in ([], [".jobs"])
 
 
+@pytest.mark.turns("create.name", "create.source")
 def test_the_record_tells_where_the_model_came_from(
     workspace: Workspace, tiny_checkpoint: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_moving_averages_are_dropped(workspace: Workspace, tmp_path: Path) -> No
     assert folder.read_info().source_sha256 == digest
 
 
+@pytest.mark.turns("create.extract_ema")
 def test_moving_averages_replace_the_unet_on_request(workspace: Workspace, tmp_path: Path) -> None:
     source = write_tiny_checkpoint(tmp_path / "x.safetensors", ema=True)
     run(workspace, source, extract_ema=True)

@@ -79,7 +79,8 @@ def test_instances_of_all_concepts_are_found_in_order(trainings: Trainings) -> N
 
 
 def test_class_images_keep_their_prompts_and_carry_the_prior_weight(trainings: Trainings) -> None:
-    config = trainings.config({"loss": {"prior_loss_weight": 0.3}})
+    config = with_concepts(trainings, {}, {})
+    config.loss.prior_loss_weight = 0.3
     paths = sorted(trainings.pictures.glob("*.png"))
     images = ClassImages([[ClassImage(paths[0], "a dog")], [ClassImage(paths[1], "a house")]])
     examples = find_class_images(config, QUANTUM, images)

@@ -103,6 +103,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 # -- extracting
 
 
+@pytest.mark.turns("extract-lora.base", "extract-lora.trained")
 def test_a_change_of_low_rank_is_found_again(workspace: Workspace) -> None:
     before, after = write_pair(workspace)
     events: list[Event] = []
@@ -118,6 +119,7 @@ def test_a_change_of_low_rank_is_found_again(workspace: Workspace) -> None:
     assert saved.path == str(path) and saved.size == path.stat().st_size
 
 
+@pytest.mark.turns("extract-lora.rank")
 def test_the_rank_says_how_much_is_kept(workspace: Workspace) -> None:
     before, after = write_pair(workspace, rank=4)
     errors = []
@@ -130,6 +132,7 @@ def test_the_rank_says_how_much_is_kept(workspace: Workspace) -> None:
     assert errors[1] == pytest.approx(values[2:].norm().item(), rel=1e-3)
 
 
+@pytest.mark.turns("extract-lora.conv_rank", "extract-lora.text_encoder")
 def test_convolutions_and_the_text_encoder_are_extracted_if_asked_for(workspace: Workspace) -> None:
     write_pair(workspace)
     for changes, left_out in (
@@ -141,6 +144,7 @@ def test_convolutions_and_the_text_encoder_are_extracted_if_asked_for(workspace:
         assert found == {name for key, name in NAMES.items() if key != left_out}
 
 
+@pytest.mark.turns("extract-lora.name", "extract-lora.dtype", "extract-lora.subfolder")
 def test_an_extracted_lora_says_what_it_is(workspace: Workspace) -> None:
     write_pair(workspace)
     path = extract(workspace, name="mine", rank=3, conv_rank=2, dtype="fp16", subfolder="sub")
@@ -202,6 +206,7 @@ def test_baking_is_what_the_webui_does_with_the_lora(workspace: Workspace, dora:
         assert torch.allclose(baked[key].double(), expected.double(), atol=1e-5), key
 
 
+@pytest.mark.turns("bake-lora.strength", "bake-lora.text_encoder_strength")
 @pytest.mark.parametrize(
     ("changes", "untouched"),
     [({"strength": 0.0}, QUERY), ({"text_encoder_strength": 0.0}, TEXT_QUERY)],
@@ -218,6 +223,7 @@ def test_a_strength_of_0_leaves_a_part_byte_for_byte(
     assert changed == {key for key in NAMES if not key.startswith(part)}
 
 
+@pytest.mark.turns("bake-lora.dtype")
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [("source", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)],
@@ -237,6 +243,7 @@ def test_weights_are_saved_as_asked_and_buffers_as_they_were(
     assert path.with_suffix(".yaml").read_bytes() == side
 
 
+@pytest.mark.turns("bake-lora.lora")
 def test_a_baked_checkpoint_says_what_it_is_and_averages_are_left_out(workspace: Workspace) -> None:
     base = workspace.checkpoints_dir / "base.safetensors"
     write_tiny_checkpoint(base, ema=True)
@@ -271,6 +278,18 @@ def test_layers_that_fit_nothing_are_told(workspace: Workspace) -> None:
     put_lora(workspace, {NAMES[QUERY]: layer_for(torch.zeros(6, 6))}, "wrong")
     with pytest.raises(CheckpointError, match="another size"):
         bake(workspace, lora="wrong")
+
+
+@pytest.mark.turns("bake-lora.checkpoint", "bake-lora.name", "bake-lora.subfolder")
+def test_it_is_baked_into_the_checkpoint_that_is_named(workspace: Workspace) -> None:
+    before, after = write_pair(workspace)
+    side = workspace.checkpoints_dir / "base.yaml"
+    side.with_name("trained.yaml").write_bytes(side.read_bytes())
+    put_lora(workspace, {NAMES[QUERY]: layer_for(before[QUERY])})
+    path = bake(workspace, checkpoint="trained", name="mine", subfolder="of me")
+    assert path == workspace.checkpoints_dir / "of me" / "mine.safetensors"
+    change = load_file(path)[QUERY] - after[QUERY]
+    assert torch.allclose(change, load_file(bake(workspace))[QUERY] - before[QUERY], atol=1e-5)
 
 
 # -- other families

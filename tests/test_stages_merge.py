@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dreambooth_core.checkpoint import merge as merging
 from dreambooth_core.checkpoint.file import CheckpointReader
+from dreambooth_core.checkpoint.recognise import CONV_IN
 from dreambooth_core.config.schema import MergeConfig
 from dreambooth_core.config.validate import validate
 from dreambooth_core.errors import CheckpointError
@@ -23,7 +24,14 @@ from dreambooth_core.job.events import CheckpointSaved, Event, Notice, PhaseProg
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.stages import merge
 from tests.original_layout import TINY
-from tests.tiny import TEXT, Dtypes, stage_context, write_tiny_checkpoint
+from tests.tiny import (
+    TEXT,
+    VARIANTS,
+    Dtypes,
+    stage_context,
+    write_tiny_checkpoint,
+    write_variant,
+)
 
 IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"
 ALPHAS = "alphas_cumprod"
@@ -37,7 +45,8 @@ def webui_merger(
     """The WebUI's steps on whole state dicts (A1111 1.10.1, `extras.run_modelmerger`).
 
     First every weight of B becomes its difference to C, or 0 where C lacks it; then each key of A
-    that holds "model" is merged, position ids left out.
+    that holds "model" is merged, position ids left out. Where A takes more inputs than B, those
+    that both have are merged in A's own tensor.
     """
     theirs = dict(b)
     if c is not None:
@@ -48,10 +57,14 @@ def webui_merger(
     result = dict(a)
     for key in result:
         if "model" in key and key in theirs and key != IDS:
-            if c is None:
-                result[key] = ((1 - m) * result[key]) + (m * theirs[key])
-            else:
-                result[key] = result[key] + (m * theirs[key])
+            shared = result[key][:, :4] if result[key].shape != theirs[key].shape else result[key]
+            plain = c is None
+            mixed = (1 - m) * shared + m * theirs[key] if plain else shared + m * theirs[key]
+            if shared.shape != result[key].shape:
+                whole = result[key].clone()
+                whole[:, :4] = mixed
+                mixed = whole
+            result[key] = mixed
     return result
 
 
@@ -98,6 +111,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 # -- what comes out
 
 
+@pytest.mark.turns("merge.multiplier")
 @pytest.mark.parametrize(
     ("dtype", "multiplier"),
     [(torch.float16, 0.3), (torch.float16, 1.0), (torch.bfloat16, 0.3), (torch.float32, 0.0)],
@@ -110,6 +124,7 @@ def test_a_difference_is_added_as_the_webui_does(
     assert identical(ours, webui_merger(a, b, c, multiplier))
 
 
+@pytest.mark.turns("merge.method")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_two_are_mixed_as_the_webui_does(workspace: Workspace, dtype: torch.dtype) -> None:
     a, b, _ = three(workspace, dtype)
@@ -127,6 +142,7 @@ def test_number_formats_may_be_mixed(workspace: Workspace, method: str) -> None:
         assert torch.equal(ours[key], expected), key
 
 
+@pytest.mark.turns("merge.arithmetic")
 @pytest.mark.parametrize("method", ["weighted_sum", "add_difference"])
 def test_fp32_arithmetic_rounds_only_at_the_end(workspace: Workspace, method: str) -> None:
     a, b, c = three(workspace, torch.float16)
@@ -142,6 +158,7 @@ def test_fp32_arithmetic_rounds_only_at_the_end(workspace: Workspace, method: st
     assert not torch.equal(ours[QUERY], plain[QUERY])
 
 
+@pytest.mark.turns("merge.dtype")
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)],
@@ -165,6 +182,7 @@ def test_the_order_is_that_of_a(workspace: Workspace) -> None:
         assert list(reader.header.tensors) == expected
 
 
+@pytest.mark.turns("merge.vae")
 def test_the_vae_of_a_can_be_kept(workspace: Workspace) -> None:
     a, b, c = three(workspace, torch.float16)
     ours = load_file(merged(workspace, vae="keep", dtype="source"))
@@ -200,6 +218,94 @@ def test_never_more_than_a_piece_is_read_at_once(
     )
     assert largest > 10_000
     assert max(read) <= 40_000
+
+
+@pytest.mark.parametrize("method", ["weighted_sum", "add_difference"])
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_every_family_is_merged_as_the_webui_does(
+    workspace: Workspace, kind: str, method: str
+) -> None:
+    """An inpainting model as A, plain ones of its family as B and C; B in another format."""
+    variant = VARIANTS[kind]
+    plain = replace(variant, layout=replace(variant.layout, in_channels=4))
+    dtypes = (torch.float16, torch.bfloat16, torch.float16)
+    a, b, c = (
+        loaded(
+            write_variant(workspace.checkpoints_dir / f"{name}.safetensors", each, dtype, seed=n)
+        )
+        for n, (name, each, dtype) in enumerate(
+            zip("abc", (variant, plain, plain), dtypes, strict=True)
+        )
+    )
+    path = merged(workspace, method=method, multiplier=0.35, dtype="fp32")
+    theirs = webui_merger(a, b, c if method == "add_difference" else None, 0.35)
+    for key, tensor in load_file(path).items():
+        is_weight = "model" in key and tensor.is_floating_point()
+        assert torch.equal(tensor, theirs[key].float() if is_weight else theirs[key]), key
+    changed = {key for key in a if not torch.equal(theirs[key], a[key])}
+    texts = ("cond_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
+    for part in ("model.diffusion_model.", "first_stage_model.", texts):
+        assert any(key.startswith(part) for key in changed)
+    yaml = (workspace.checkpoints_dir / "a.yaml").read_bytes()
+    assert path.with_suffix(".yaml").read_bytes() == yaml
+
+
+@pytest.mark.turns("merge.primary", "merge.secondary", "merge.tertiary")
+def test_each_of_the_three_models_has_its_part(workspace: Workspace) -> None:
+    a, b, c = (tensors[QUERY] for tensors in three(workspace, torch.float32))
+    other = workspace.checkpoints_dir / "other.safetensors"
+    d = load_file(write_tiny_checkpoint(other, dtype=torch.float32, seed=9))[QUERY]
+    for model, expected in (
+        ("primary", d + (b - c)),
+        ("secondary", a + (d - c)),
+        ("tertiary", a + (b - d)),
+    ):
+        ours = load_file(merged(workspace, **{model: "other"}, dtype="source"))
+        assert torch.equal(ours[QUERY], expected)
+
+
+# -- dare: a thinned difference
+
+
+@pytest.mark.turns("merge.density")
+def test_dare_adds_a_random_part_of_the_difference_made_larger(workspace: Workspace) -> None:
+    a, b, c = three(workspace, torch.float32)
+    settings = {"method": "dare", "density": 0.25, "multiplier": 0.5, "dtype": "source"}
+    ours = load_file(merged(workspace, **settings))
+    added, whole = ours[QUERY] - a[QUERY], 0.5 * (b[QUERY] - c[QUERY])
+    kept = added.abs() > 1e-6
+    assert 0.2 < kept.float().mean().item() < 0.3
+    assert torch.allclose(added[kept], whole[kept] / 0.25, atol=1e-5)
+    assert torch.equal(ours[ALPHAS], a[ALPHAS])
+
+
+@pytest.mark.turns("merge.seed")
+def test_dare_is_decided_by_its_seed_alone(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three(workspace, torch.float32)
+    settings = {"method": "dare", "density": 0.5, "dtype": "source"}
+    first, other = (load_file(merged(workspace, **settings, seed=seed)) for seed in (1, 2))
+    monkeypatch.setattr(merging, "PIECE_NUMBERS", 4999)
+    assert identical(load_file(merged(workspace, **settings, seed=1)), first)
+    assert not torch.equal(other[QUERY], first[QUERY])
+    key = QUERY.replace("to_q", "to_k")  # of the same shape
+    drop = [(first[name] == other[name]) for name in (QUERY, key)]
+    assert not torch.equal(drop[0], drop[1])
+
+
+def test_a_dense_dare_is_the_difference(workspace: Workspace) -> None:
+    a, b, c = three(workspace, torch.float16)
+    ours = load_file(merged(workspace, method="dare", density=1.0, dtype="source"))
+    assert identical(ours, webui_merger(a, b, c, 1.0))
+
+
+def test_the_file_says_how_it_was_thinned(workspace: Workspace) -> None:
+    three(workspace, torch.float16)
+    metadata = metadata_of(merged(workspace, method="dare", density=0.4, seed=7))
+    told = ("dreambooth.merge_method", "dreambooth.merge_density", "dreambooth.merge_seed")
+    assert [metadata[name] for name in told] == ["dare", "0.4", "7"]
+    assert "dreambooth.merge_seed" not in metadata_of(merged(workspace))
 
 
 # -- what the three do not have in common
@@ -260,7 +366,7 @@ def test_older_ckpt_files_are_merged_too(workspace: Workspace) -> None:
 
 def test_a_difference_goes_into_an_inpainting_model(workspace: Workspace) -> None:
     a, b, c = three(workspace, torch.float16)
-    layer = merging.INPUT_WEIGHT
+    layer = CONV_IN
     path = workspace.checkpoints_dir / "a.safetensors"
     write_tiny_checkpoint(path, seed=0, layout=replace(TINY, in_channels=9))
     a = load_file(path)
@@ -292,6 +398,7 @@ def test_models_of_other_widths_are_refused(workspace: Workspace) -> None:
 # -- around it
 
 
+@pytest.mark.turns("merge.name")
 def test_the_file_says_what_was_merged(workspace: Workspace) -> None:
     three(workspace, torch.float16)
     metadata = metadata_of(merged(workspace, multiplier=0.7, name="mine"))
@@ -313,6 +420,7 @@ def test_the_file_says_what_was_merged(workspace: Workspace) -> None:
     assert "dreambooth.merge_model_c" not in metadata
 
 
+@pytest.mark.turns("merge.subfolder")
 def test_the_yaml_of_a_comes_along_and_nothing_is_written_over(workspace: Workspace) -> None:
     three(workspace, torch.float16)
     events: list[Event] = []
@@ -348,6 +456,7 @@ def test_problems_are_told_before_anything_is_done(workspace: Workspace) -> None
 
     assert problems() == []
     assert "needs the checkpoint that B was trained from" in problems(tertiary="")[0]
+    assert "dare needs" in problems(method="dare", tertiary="")[0]
     assert "mixes only A and B" in problems(method="weighted_sum")[0]
     assert problems(method="weighted_sum", tertiary="") == []
     assert problems(secondary="zzz")[0].startswith("secondary: There is no checkpoint file")

@@ -26,10 +26,10 @@ from dreambooth_core.job.events import (
     FilesPlanned,
     ImagesPlanned,
     JobFinished,
-    Notice,
     PlanMade,
     PlannedFile,
     PlannedImage,
+    Preflight,
     SampleSaved,
     StateSaved,
 )
@@ -39,7 +39,9 @@ from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages import plan, planned_files
 from dreambooth_core.stages.class_images import ensure_class_images
 from dreambooth_core.stages.model_shape import component_config, model_quantum
-from dreambooth_core.stages.planned_files import MOMENTS, MOST_ROWS, shortened
+from dreambooth_core.stages.optimizer_sizes import OPTIMIZER_SIZES
+from dreambooth_core.stages.planned_files import MOST_ROWS, shortened
+from dreambooth_core.stages.preflight import pictures
 from dreambooth_core.stages.training_pictures import arrange, find_class_images, find_instances
 from dreambooth_core.stages.training_setup import step_batches
 from tests.trainings import Trainings, write_pictures
@@ -108,7 +110,8 @@ def test_the_plan_is_what_training_does(trainings: Trainings) -> None:
     files = only(events, FilesPlanned)
     trained = trainings.run(changes, run_id=planned_files.RUN)
     assert summary["total_steps"] == trained.summary["steps"] == 7
-    assert only(events, PlanMade).lines == trained.events_of(PlanMade)[0].lines
+    *lines, shapes = only(events, PlanMade).lines
+    assert lines == trained.events_of(PlanMade)[0].lines and shapes.startswith("Shapes")
     saved = {event.path: event.size for event in trained.events_of(CheckpointSaved)}
     checkpoints = {row.path: row for row in files.rows if row.path.endswith(".safetensors")}
     assert checkpoints.keys() == saved.keys() and len(saved) == 3
@@ -221,7 +224,9 @@ def test_too_little_room_is_a_warning(
     monkeypatch.setattr(planned_files.shutil, "disk_usage", lambda _: Full)
     _, events = planned(trainings, trainings.config())
     assert only(events, FilesPlanned).free_bytes == 10
-    assert "0.0 GB are free" in only(events, Notice).message
+    (finding,) = only(events, Preflight).findings
+    assert finding.level == "warning" and "0.0 GB are free" in finding.message
+    assert "save less often" in finding.remedy
 
 
 def test_long_lists_are_shortened() -> None:
@@ -250,17 +255,25 @@ def test_concepts_are_numbered(trainings: Trainings) -> None:
     assert [(e.concept, e.to_generate) for e in counts] == [(1, 0), (2, 0)]
 
 
-def test_no_picture_is_decoded_or_read_whole(
+def test_every_picture_is_decoded_once_and_none_is_hashed(
     trainings: Trainings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (40, 80)).save(trainings.pictures / "photo.jpg")
+    looked: list[Path] = []
+
+    def count(path: Path, buckets: Any, *, measured: bool) -> pictures.Look:
+        looked.append(path)
+        return look_at(path, buckets, measured=measured)
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("pixels were read")
+        raise AssertionError("a whole file was read")
 
-    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
+    look_at = pictures.look_at
+    monkeypatch.setattr(pictures, "look_at", count)
     monkeypatch.setattr("dreambooth_core.data.examples.file_hash", refuse)
+    monkeypatch.setattr("dreambooth_core.stages.preflight.picture_checks.file_hash", refuse)
     assert planned(trainings, trainings.config())[0]["instance_images"] == 5
+    assert len(looked) == len(set(looked)) == 5
 
 
 def test_a_stop_ends_it(trainings: Trainings) -> None:
@@ -279,7 +292,7 @@ def test_the_quantum_is_the_familys(trainings: Trainings) -> None:
 
 
 def test_every_optimizer_has_its_size() -> None:
-    assert set(MOMENTS) == set(OPTIMIZER_CHOICES)
+    assert set(OPTIMIZER_SIZES) == set(OPTIMIZER_CHOICES)
 
 
 def test_the_worker_answers_without_torch(trainings: Trainings) -> None:
@@ -311,3 +324,17 @@ def test_it_runs_beside_the_job_that_has_the_model(trainings: Trainings) -> None
     final = job.wait()
     assert isinstance(final, JobFinished), (final, time.monotonic() - began)
     assert lock.read_holder(path) == holder
+
+
+@pytest.mark.turns("train.concepts.sample_prompts")
+def test_each_sample_prompt_of_a_concept_is_one_more_preview(trainings: Trainings) -> None:
+    changes = {
+        "previews": {"every_steps": 1, "steps": 1, "cfg_scale": 1.0, "prompts": ["a dog"]},
+        "intervals": {"max_steps": 1},
+    }
+    asked = {**changes, "concept": {"sample_prompts": ["zwx dog", " ", "zwx dog at sea"]}}
+    drawn = []
+    for number, settings in enumerate((changes, asked)):
+        trained = trainings.run(settings, run_id=f"run{number}")
+        drawn.append([event.prompt for event in trained.events_of(SampleSaved)])
+    assert drawn == [["a dog"], ["a dog", "zwx dog", "zwx dog at sea"]]

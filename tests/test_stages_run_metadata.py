@@ -9,7 +9,7 @@ import pytest
 
 from dreambooth_core import __version__
 from dreambooth_core.config.concept import Concept
-from dreambooth_core.config.schema import TrainConfig
+from dreambooth_core.config.schema import LossSection, TrainConfig
 from dreambooth_core.config.serialize import from_dict, to_dict
 from dreambooth_core.errors import InputError
 from dreambooth_core.job.workspace import ModelFolder
@@ -61,6 +61,23 @@ def test_a_training_tells_its_steps_settings_and_words() -> None:
     assert told["ss_seed"] == "7"
     assert told["ss_optimizer"] == config.optimizer.name
     assert told["dreambooth.config_sha256"] == settings_sha256(config)
+
+
+def test_what_is_switched_on_of_the_loss_is_told_under_known_names() -> None:
+    def told(**loss: object) -> dict[str, str]:
+        config = TrainConfig(model="rex", loss=LossSection(**loss))  # type: ignore[arg-type]
+        words = run_metadata(config, Progress(1, 0, 0), averaged=False)
+        return {name.removeprefix("ss_"): value for name, value in words.items()}
+
+    assert told(min_snr_gamma=5.0)["min_snr_gamma"] == "5"
+    assert told(offset_noise=0.05)["noise_offset"] == "0.05"
+    assert told(input_perturbation=0.1)["ip_noise_gamma"] == "0.1"
+    layered = told(multires_noise_iterations=6)
+    assert layered["multires_noise_iterations"] == "6"
+    assert layered["multires_noise_discount"] == "0.3"
+    assert told(zero_terminal_snr=True)["zero_terminal_snr"] == "True"
+    assert told(debiased_estimation=True)["debiased_estimation"] == "True"
+    assert not {"min_snr_gamma", "multires_noise_discount", "zero_terminal_snr"} & set(told())
 
 
 def test_every_word_is_flat_text_that_the_webui_reads() -> None:

@@ -57,6 +57,9 @@ def put_state(folder: ModelFolder, factor: float, ema_factor: float) -> None:
     save_state(folder, "run-1", state)
 
 
+@pytest.mark.turns(
+    "sample.prompts", "sample.negative_prompt", "sample.count", "sample.steps", "sample.cfg_scale"
+)
 def test_every_prompt_is_drawn_as_often_as_asked(
     workspace: Workspace, tiny_model_folder: ModelFolder
 ) -> None:
@@ -76,6 +79,7 @@ def test_every_prompt_is_drawn_as_often_as_asked(
         )
 
 
+@pytest.mark.turns("sample.width", "sample.height", "sample.seed", "sample.output")
 def test_size_folder_and_seed_are_as_asked(
     workspace: Workspace, tiny_model_folder: ModelFolder, tmp_path: Path
 ) -> None:
@@ -88,6 +92,7 @@ def test_size_folder_and_seed_are_as_asked(
     assert not tiny_model_folder.samples_dir.exists()
 
 
+@pytest.mark.turns("sample.batch_size")
 def test_pictures_do_not_depend_on_the_batch_size(
     workspace: Workspace, tiny_model_folder: ModelFolder, tmp_path: Path
 ) -> None:
@@ -125,6 +130,7 @@ def test_a_stop_keeps_what_is_drawn(workspace: Workspace, tiny_model_folder: Mod
     assert "stopped" not in run(config(), context)
 
 
+@pytest.mark.turns("sample.use_ema")
 def test_the_newest_state_is_used_and_its_average_if_asked(
     workspace: Workspace, tiny_model_folder: ModelFolder, tmp_path: Path
 ) -> None:
@@ -143,6 +149,7 @@ def test_the_newest_state_is_used_and_its_average_if_asked(
     assert np.abs(base - average).max() > 3
 
 
+@pytest.mark.turns("sample.checkpoint")
 def test_a_named_checkpoint_is_used(
     workspace: Workspace, tiny_model_folder: ModelFolder, tmp_path: Path
 ) -> None:
@@ -156,6 +163,7 @@ def test_a_named_checkpoint_is_used(
     assert np.abs(levels(state["pictures"][0]) - levels(summary["pictures"][0])).max() > 3
 
 
+@pytest.mark.turns("sample.model")
 def test_what_cannot_be_drawn_is_refused(
     workspace: Workspace, tiny_model_folder: ModelFolder
 ) -> None:

@@ -273,6 +273,7 @@ def keep_state(
     save_state(folder, run_id, state)
 
 
+@pytest.mark.turns("save.step", "save.name", "save.subfolder", "save.use_ema")
 @pytest.mark.parametrize(
     ("settings", "name", "value"),
     [
@@ -310,6 +311,7 @@ def test_the_asked_for_state_is_saved(
     assert card["description"].startswith("ohwx (")
 
 
+@pytest.mark.turns("save.ema_keys", "save.dtype")
 def test_the_average_is_written_beside_the_weights_on_request(
     workspace: Workspace, tiny_model_folder: ModelFolder, tiny_checkpoint: Path
 ) -> None:
@@ -395,6 +397,7 @@ def test_a_state_that_is_not_there_is_an_error(
     assert tiny_model_folder.read_info().checkpoints == []
 
 
+@pytest.mark.turns("save.model")
 def test_a_model_that_is_not_there_is_an_error(workspace: Workspace) -> None:
     with pytest.raises(ModelNotFoundError, match="'nobody'"):
         save.run(SaveConfig(model="nobody"), stage_context(workspace))

@@ -154,6 +154,7 @@ def test_a_chosen_vae_fills_the_gap(
     assert folder.read_info().source_sha256 == digest
 
 
+@pytest.mark.turns("create.vae")
 def test_a_chosen_vae_takes_the_baked_ones_place(
     workspace: Workspace, source: Path, tmp_path: Path
 ) -> None:

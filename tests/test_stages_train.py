@@ -20,7 +20,14 @@ from dreambooth_core.diffusion.noise import stream
 from dreambooth_core.errors import InputError, NonFiniteError
 from dreambooth_core.families import FAMILIES, load_components
 from dreambooth_core.families.sd1 import StableDiffusion1
-from dreambooth_core.job.events import CheckpointSaved, Notice, PlanMade, StateSaved
+from dreambooth_core.job.events import (
+    CheckpointSaved,
+    Notice,
+    PhaseProgress,
+    PhaseStarted,
+    PlanMade,
+    StateSaved,
+)
 from dreambooth_core.stages.class_image_plan import ClassImage
 from dreambooth_core.stages.saved_states import Progress, latest_state
 from dreambooth_core.stages.training_pictures import arrange, class_example, find_instances
@@ -158,12 +165,14 @@ def test_the_same_seed_gives_the_same_run_to_the_bit(
     assert same(again.weights, straight.weights)
 
 
+@pytest.mark.turns("train.seed")
 def test_another_seed_gives_another_run(trainings: Trainings, straight: Trained) -> None:
     other = trainings.run({**EIGHT_STEPS, "seed": 7, "intervals": {"max_steps": 2}}, "seed 7")
     base = trainings.run({**EIGHT_STEPS, "intervals": {"max_steps": 2}}, "seed")
     assert all(a != b for a, b in zip(other.losses, base.losses, strict=True))
 
 
+@pytest.mark.turns("train.resume")
 @pytest.mark.parametrize("optimizer", ["adamw", "lion"])
 def test_four_steps_are_two_and_two_resumed(trainings: Trainings, optimizer: str) -> None:
     settings = {
@@ -249,8 +258,10 @@ def test_the_model_remembers_how_far_it_is_trained(trainings: Trainings) -> None
 
 
 def test_the_plan_comes_first_and_the_summary_says_what_was_done(straight: Trained) -> None:
-    assert type(straight.events[0]) is PlanMade
-    assert "4 instance images and 4 class images" in straight.events[0].lines[0]
+    (plan,) = straight.events_of(PlanMade)
+    before = straight.events[: straight.events.index(plan)]
+    assert all(isinstance(event, Notice | PhaseStarted | PhaseProgress) for event in before)
+    assert "4 instance images and 4 class images" in plan.lines[0]
     expected = {"model": "tiny", "run_id": "straight", "steps": 8, "epochs": 4, "total_steps": 8}
     assert {name: straight.summary[name] for name in expected} == expected
     assert straight.summary["loss"] == straight.losses[-1]
@@ -282,6 +293,7 @@ def test_stop_finishes_the_step_and_saves_state_and_checkpoint(trainings: Traini
     assert Path(run.summary["checkpoints"][0]).is_file()
 
 
+@pytest.mark.turns("train.saving.save_on_stop")
 def test_stop_saves_no_checkpoint_if_not_wanted(trainings: Trainings) -> None:
     settings = {"saving": {"save_at_end": True, "save_on_stop": False}}
     run = trainings.run(settings, "stop unsaved", at_step={1: ["stop"]})

@@ -6,18 +6,30 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import (
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
 
 from dreambooth_core.families import load_checkpoint, load_components
 from dreambooth_core.families.base import Components
 from dreambooth_core.job.events import SampleSaved
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.stages.sampling import generate
-from tests.tiny import VARIANTS, tiny_model
+from tests.original_layout import TINY
+from tests.test_stages_sampling_families import OPTIONS, SCHEDULE, SCHEDULERS, ZERO_SNR
+from tests.tiny import VARIANTS, Variant, tiny_model
 from tests.trainings import Trained, Trainings, same
 
 STEPS = 8
+KINDS = {"sd1": Variant(TINY), **VARIANTS}
 SETTINGS: dict[str, Any] = {
     "intervals": {"epochs": 4, "max_steps": STEPS},
     "captions": {"dropout": 0.25},
@@ -26,6 +38,7 @@ SETTINGS: dict[str, Any] = {
     "ema": {"enabled": False},
 }
 GOLDEN: dict[str, list[float]] = {
+    "sd1": [1.3827, 1.26542, 1.08226, 1.01904, 1.07306, 0.99637, 0.98983, 0.95804],
     "sd2": [1.42877, 1.36348, 1.13178, 1.02473, 1.02992, 0.94993, 1.08378, 0.94926],
     "sd2-v": [1.35546, 0.42642, 0.44049, 0.87068, 0.70076, 0.23807, 0.41169, 0.29037],
     "sdxl": [1.29775, 1.25824, 1.08675, 1.00056, 1.07395, 1.05727, 0.98996, 1.03311],
@@ -37,7 +50,7 @@ GOLDEN: dict[str, list[float]] = {
 """Losses of the first run of this code whose parts the other tests had found right, on a CPU."""
 
 
-@pytest.fixture(scope="module", params=VARIANTS, ids=list(VARIANTS))
+@pytest.fixture(scope="module", params=KINDS, ids=list(KINDS))
 def kind(request: pytest.FixtureRequest) -> str:
     """The name of a kind of checkpoint."""
     return str(request.param)
@@ -47,7 +60,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 def trainings(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Trainings:
     """A workspace with a model of the kind."""
     workspace = Workspace(tmp_path_factory.mktemp(kind))
-    tiny_model(workspace, variant=VARIANTS[kind])
+    tiny_model(workspace, variant=KINDS[kind])
     return Trainings(workspace)
 
 
@@ -112,6 +125,70 @@ def test_the_saved_checkpoint_draws_finite_pictures(
     ]
     assert {picture.size for picture in pictures} == {(64, 64)}
     assert pictures[0].tobytes() != pictures[1].tobytes()
+
+
+def pipeline_of(path: Path, config: Path, variant: Variant, sampler: str) -> Any:
+    """What diffusers makes of a file by itself: only the sizes of this tiny model are told."""
+    classes: dict[bool, dict[bool, Any]] = {
+        False: {False: StableDiffusionPipeline, True: StableDiffusionInpaintPipeline},
+        True: {False: StableDiffusionXLPipeline, True: StableDiffusionXLInpaintPipeline},
+    }
+    made = classes[variant.layout.family == "sdxl"][variant.inpaints]
+    pipeline = made.from_single_file(
+        str(path), config=str(config), local_files_only=True, torch_dtype=torch.float32
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = SCHEDULERS[sampler](
+        **SCHEDULE,
+        prediction_type="v_prediction" if variant.parameterization == "v" else "epsilon",
+        **OPTIONS[sampler],
+        **(ZERO_SNR if "ztsnr" in variant.marks else {}),
+    )
+    pipeline.watermark = None
+    return pipeline
+
+
+def test_diffusers_loads_the_trained_file_and_draws_the_same_from_the_same_seed(
+    run: Trained, trainings: Trainings, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, folder = Path(run.summary["checkpoints"][-1]), trainings.workspace.model("tiny")
+    pipeline = pipeline_of(path, folder.path, KINDS[kind], "ddim")
+    model = load_checkpoint(path, folder)
+    for name, module in model.modules().items():
+        assert same(dict(module.state_dict()), dict(getattr(pipeline, name).state_dict())), name
+    told: dict[str, Any] = {}
+    if KINDS[kind].inpaints:
+        # Our pictures begin with a gray one, wholly masked, and take its mean latents.
+        monkeypatch.setattr(
+            DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode()
+        )
+        gray, mask = Image.new("RGB", (64, 64), (128,) * 3), Image.new("L", (64, 64), 255)
+        told = {"image": gray, "mask_image": mask, "strength": 1.0}
+    theirs = pipeline(
+        "a photo of zwx dog",
+        negative_prompt="blurry",
+        width=64,
+        height=64,
+        num_inference_steps=3,
+        guidance_scale=5.0,
+        latents=torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)),
+        output_type="np",
+        **told,
+    ).images[0]
+    ours = next(
+        generate(
+            model,
+            ["a photo of zwx dog"],
+            ["blurry"],
+            width=64,
+            height=64,
+            steps=3,
+            cfg_scale=5.0,
+            sampler="ddim",
+            seeds=[3],
+        )
+    )
+    assert np.abs(np.asarray(ours) / 255 - theirs).max() < 1.5 / 255
 
 
 @pytest.mark.parametrize("kind", ["sdxl-v", "sd2-inpainting"], indirect=True, scope="module")

@@ -219,6 +219,7 @@ def test_the_text_encoders_lora_stops_learning_after_its_share(trainings: Traini
     assert not same(run.weights["unet"], one.weights["unet"])
 
 
+@pytest.mark.turns("train.lora.unet_learning_rate", "train.lora.text_encoder_learning_rate")
 @pytest.mark.parametrize(
     ("changes", "changed"),
     [
@@ -397,6 +398,7 @@ def test_previews_are_drawn_with_the_lora(trainings: Trainings) -> None:
 # -- what later jobs make of a state
 
 
+@pytest.mark.turns("save.run")
 def test_save_writes_the_same_lora_from_the_state(trainings: Trainings, plain: Trained) -> None:
     context, events = trainings.context("saving")
     config = SaveConfig(model="tiny", run="plain", name="later", dtype="fp32", use_ema=False)

@@ -35,6 +35,9 @@ def saved_steps(run: Trained) -> list[int]:
 # -- checkpoints
 
 
+@pytest.mark.turns(
+    "train.saving.save_every_steps", "train.saving.save_every_epochs", "train.saving.save_at_end"
+)
 @pytest.mark.parametrize(
     ("saving", "expected"),
     [
@@ -60,6 +63,7 @@ def test_checkpoints_are_saved_when_asked_for(
     assert all(path.is_file() for path in paths)
 
 
+@pytest.mark.turns("train.saving.name", "train.saving.subfolder")
 def test_a_checkpoint_goes_where_its_name_and_subfolder_say(trainings: Trainings) -> None:
     saving = {"save_at_end": True, "name": "my dog", "subfolder": "dogs"}
     run = trainings.run({**ONE_STEP, "saving": saving}, "named")
@@ -76,6 +80,7 @@ def _saved(run: Trained) -> tuple[torch.Tensor, dict[str, str]]:
         return reader.read(SAVED_KEY), dict(reader.header.metadata)
 
 
+@pytest.mark.turns("train.saving.dtype")
 @pytest.mark.parametrize(
     ("dtype", "expected"),
     [("fp16", torch.float16), ("bf16", torch.bfloat16), ("source", torch.float16)],
@@ -88,6 +93,7 @@ def test_a_checkpoint_has_the_number_format_asked_for(
     assert _saved(run)[0].dtype == expected
 
 
+@pytest.mark.turns("train.saving.use_ema")
 @pytest.mark.parametrize("averaged", [True, False])
 def test_a_checkpoint_has_the_average_or_the_last_weights(
     trainings: Trainings, averaged: bool
@@ -130,12 +136,14 @@ def state_steps(run: Trained) -> list[int]:
     return [event.step for event in run.events_of(StateSaved)]
 
 
+@pytest.mark.turns("train.saving.state_every_epochs")
 def test_a_state_is_written_at_the_end_and_after_epochs(trainings: Trainings) -> None:
     assert state_steps(trainings.run(TWO_EPOCHS, "states")) == [4]
     run = trainings.run({**TWO_EPOCHS, "saving": {"state_every_epochs": 1}}, "states by epoch")
     assert state_steps(run) == [2, 4]
 
 
+@pytest.mark.turns("train.saving.keep_states")
 @pytest.mark.parametrize("kept", [1, 2])
 def test_only_so_many_states_are_kept(trainings: Trainings, kept: int) -> None:
     changes = {"batch": {"batch_size": 4}, "intervals": {"epochs": 3}}
@@ -159,6 +167,7 @@ def preview(trainings: Trainings, name: str, **changes: Any) -> tuple[bytes, str
         return image.tobytes(), str(image.info["parameters"])
 
 
+@pytest.mark.turns("train.previews.prompts", "train.previews.seed")
 def test_previews_are_made_of_every_prompt_with_seeds_of_their_own(trainings: Trainings) -> None:
     previews = {**PREVIEWS, "prompts": ["a dog", " "], "seed": 5}
     concept = {"sample_prompts": ["zwx dog"]}
@@ -172,6 +181,7 @@ def test_previews_are_made_of_every_prompt_with_seeds_of_their_own(trainings: Tr
         assert image.size == (64, 64)
 
 
+@pytest.mark.turns("train.previews.every_steps", "train.previews.every_epochs")
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [({"every_steps": 3}, [3]), ({"every_steps": 0, "every_epochs": 1}, [2, 4])],
@@ -191,6 +201,15 @@ def test_a_preview_says_how_it_was_made(trainings: Trainings) -> None:
         assert part in text
 
 
+@pytest.mark.turns(
+    "train.previews.use_ema",
+    "train.previews.seed",
+    "train.previews.steps",
+    "train.previews.cfg_scale",
+    "train.previews.negative_prompt",
+    "train.previews.sampler",
+    "train.previews.prompts",
+)
 @pytest.mark.parametrize(
     "changes",
     [

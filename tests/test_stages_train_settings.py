@@ -66,9 +66,9 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
     encode, predict, pictures = family.encode_prompts, family.predict, family.encode_images
     load = train.load_components
 
-    def encode_prompts(self: Any, model: Any, prompts: Any, clip_skip: int = 1) -> Conditioning:
+    def encode_prompts(self: Any, model: Any, prompts: Any, *how: Any, **read: Any) -> Conditioning:
         seen.prompts.append(list(prompts))
-        return encode(self, model, prompts, clip_skip)
+        return encode(self, model, prompts, *how, **read)
 
     def spied_predict(self: Any, *parts: Any) -> torch.Tensor:
         seen.predicted.append(predict(self, *parts))
@@ -110,6 +110,7 @@ def memory_norm(run: Trained, name: str = "exp_avg") -> float:
 # -- what is trained
 
 
+@pytest.mark.turns("train.unet.train")
 def test_unet_train_off_leaves_the_unet_as_it_is(trainings: Trainings, base: Components) -> None:
     run = trainings.run({**ONE_STEP, "unet": {"train": False}}, "no unet")
     assert set(run.weights) == {"text_encoder"}
@@ -128,6 +129,7 @@ def test_train_ratio_0_leaves_the_text_encoder_and_reads_each_prompt_once(
     assert sorted(spy.prompts) == [[f"{letter} red zwx dog"] for letter in "abcd"]
 
 
+@pytest.mark.turns("train.text_encoder.train_ratio")
 def test_train_ratio_freezes_the_text_encoder_after_its_share(
     trainings: Trainings, spy: Spy
 ) -> None:
@@ -157,6 +159,7 @@ def test_train_ratio_1_trains_the_text_encoder_to_the_end(short: Trained) -> Non
     assert short.state is not None and set(short.state.optimizer) == {"unet", "text_encoder"}
 
 
+@pytest.mark.turns("train.text_encoder.clip_skip")
 def test_clip_skip_reads_an_earlier_layer(
     trainings: Trainings, base: Components, short: Trained
 ) -> None:
@@ -176,6 +179,12 @@ def test_clip_skip_reads_an_earlier_layer(
 # -- how long, how many pictures
 
 
+@pytest.mark.turns(
+    "train.intervals.epochs",
+    "train.intervals.max_steps",
+    "train.batch.batch_size",
+    "train.batch.gradient_accumulation_steps",
+)
 @pytest.mark.parametrize(
     ("changes", "steps"),
     [
@@ -203,6 +212,7 @@ def test_epochs_batches_and_accumulation_make_the_steps(
     assert max(len(prediction) for prediction in spy.predicted) == most
 
 
+@pytest.mark.turns("train.batch.class_batch_size")
 @pytest.mark.parametrize(("size", "rows"), [(0, 4), (1, 3)])
 def test_class_batch_size_is_how_many_class_images_a_step_has(
     trainings: Trainings, spy: Spy, size: int, rows: int
@@ -238,6 +248,7 @@ def test_the_prior_loss_weight_is_what_a_class_image_counts(trainings: Trainings
         assert step.loss == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.turns("train.batch.gradient_checkpointing")
 def test_gradient_checkpointing_gives_the_same_result(
     trainings: Trainings, spy: Spy, one_step: Trained
 ) -> None:
@@ -250,6 +261,7 @@ def test_gradient_checkpointing_gives_the_same_result(
     assert run.steps[0].grad_norm == pytest.approx(one_step.steps[0].grad_norm, rel=1e-5)
 
 
+@pytest.mark.turns("train.batch.max_grad_norm")
 @pytest.mark.parametrize("limit", [0.0, 0.25])
 def test_max_grad_norm_limits_what_the_optimizer_sees(trainings: Trainings, limit: float) -> None:
     run = trainings.run(merged(ONE_STEP, {"batch": {"max_grad_norm": limit}}), f"clip {limit}")
@@ -258,9 +270,41 @@ def test_max_grad_norm_limits_what_the_optimizer_sees(trainings: Trainings, limi
     assert run.steps[0].grad_norm > 0.25
 
 
+@pytest.mark.turns("train.optimizer.text_encoder_max_grad_norm")
+@pytest.mark.parametrize("together", [0.0, 0.1])
+def test_the_text_encoder_s_gradient_is_clipped_apart(
+    trainings: Trainings, one_step: Trained, together: float
+) -> None:
+    """Its own norm becomes 0.02; the UNet's stays or becomes the other limit, by itself."""
+    changes = {"text_encoder_max_grad_norm": 0.02}
+    run = trainings.run(
+        merged(ONE_STEP, {"optimizer": changes, "batch": {"max_grad_norm": together}}),
+        f"apart {together}",
+    )
+    assert run.steps[0].grad_norm == pytest.approx(one_step.steps[0].grad_norm, rel=1e-5)
+    seen = {part: norm_of_part(run, part) / (1 - 0.9) for part in run.weights}
+    assert seen["text_encoder"] == pytest.approx(0.02, rel=1e-3)
+    whole = (run.steps[0].grad_norm ** 2 - whole_text_encoder(trainings) ** 2) ** 0.5
+    assert seen["unet"] == pytest.approx(together or whole, rel=1e-3)
+
+
+def norm_of_part(run: Trained, part: str) -> float:
+    """The norm of the momentum of one part."""
+    assert run.state is not None
+    entries = run.state.optimizer[part]
+    return math.sqrt(sum(float(e["exp_avg"].double().square().sum()) for e in entries))
+
+
+def whole_text_encoder(trainings: Trainings) -> float:
+    """The norm of the text encoder's gradient where nothing is clipped."""
+    run = trainings.run(merged(ONE_STEP, {"batch": {"max_grad_norm": 0.0}}), "unclipped")
+    return norm_of_part(run, "text_encoder") / (1 - 0.9)
+
+
 # -- learning rate and optimizer
 
 
+@pytest.mark.turns("train.learning_rate.unet", "train.learning_rate.text_encoder")
 def test_each_part_moves_by_its_own_learning_rate(trainings: Trainings, base: Components) -> None:
     changes = {"optimizer": LION, "learning_rate": {"unet": 1e-3, "text_encoder": 1e-4}}
     run = trainings.run({**ONE_STEP, **changes}, "rates")
@@ -269,6 +313,7 @@ def test_each_part_moves_by_its_own_learning_rate(trainings: Trainings, base: Co
     assert run.steps[0].learning_rates == {"unet": 1e-3, "text_encoder": 1e-4}
 
 
+@pytest.mark.turns("train.optimizer.weight_decay", "train.optimizer.text_encoder_weight_decay")
 @pytest.mark.parametrize(
     ("name", "part"),
     [("weight_decay", "unet"), ("text_encoder_weight_decay", "text_encoder")],
@@ -285,6 +330,7 @@ def test_weight_decay_pulls_its_part_towards_zero(
             assert torch.allclose(decayed.weights[other][key], without - pull, atol=1e-6)
 
 
+@pytest.mark.turns("train.optimizer.name")
 def test_lion_and_adamw_remember_different_things(trainings: Trainings, one_step: Trained) -> None:
     lion = trainings.run({**ONE_STEP, "optimizer": {"name": "lion"}}, "lion")
     assert lion.state is not None and one_step.state is not None
@@ -292,6 +338,7 @@ def test_lion_and_adamw_remember_different_things(trainings: Trainings, one_step
     assert set(one_step.state.optimizer["unet"][0]) == {"exp_avg", "exp_avg_sq", "step"}
 
 
+@pytest.mark.turns("train.optimizer.beta1", "train.optimizer.beta2")
 @pytest.mark.parametrize(
     ("name", "value", "memory", "ratio"),
     [("beta1", 0.5, "exp_avg", 5.0), ("beta2", 0.9, "exp_avg_sq", 10.0)],
@@ -305,6 +352,7 @@ def test_betas_are_how_slowly_the_optimizer_forgets(
     )
 
 
+@pytest.mark.turns("train.optimizer.epsilon")
 def test_a_large_epsilon_shortens_adamws_steps(
     trainings: Trainings, base: Components, one_step: Trained
 ) -> None:
@@ -312,6 +360,14 @@ def test_a_large_epsilon_shortens_adamws_steps(
     assert moves(run, base, "unet").norm() < 0.1 * moves(one_step, base, "unet").norm()
 
 
+@pytest.mark.turns(
+    "train.learning_rate.schedule",
+    "train.learning_rate.warmup_steps",
+    "train.learning_rate.min_factor",
+    "train.learning_rate.cycles",
+    "train.learning_rate.power",
+    "train.learning_rate.decay_share",
+)
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -321,6 +377,10 @@ def test_a_large_epsilon_shortens_adamws_steps(
         ({"schedule": "cosine"}, [1, 0.853553, 0.5, 0.146447]),
         ({"schedule": "cosine_with_restarts", "cycles": 2}, [1, 0.5, 1, 0.5]),
         ({"schedule": "polynomial", "power": 2.0}, [1, 0.5625, 0.25, 0.0625]),
+        ({"schedule": "rex"}, [1, 6 / 7, 2 / 3, 0.4]),
+        ({"schedule": "inverse_sqrt", "warmup_steps": 1}, [0, 1, 0.5**0.5, (1 / 3) ** 0.5]),
+        ({"schedule": "warmup_stable_decay", "decay_share": 0.5}, [1, 1, 1, 0.5]),
+        ({"schedule": "warmup_stable_decay", "decay_share": 1.0}, [1, 0.853553, 0.5, 0.146447]),
     ],
 )
 def test_the_schedule_is_a_function_of_the_step(
@@ -364,6 +424,7 @@ def test_a_changed_loss_or_seed_changes_the_losses(
     assert all(a != b for a, b in zip(run.losses, short.losses, strict=True))
 
 
+@pytest.mark.turns("train.precision.mixed_precision")
 def test_bf16_computes_in_16_bits_and_keeps_weights_in_32(
     trainings: Trainings, spy: Spy, short: Trained
 ) -> None:
@@ -381,6 +442,7 @@ def test_fp16_on_the_cpu_is_refused(trainings: Trainings) -> None:
     assert "bf16" in caught.value.problems[0].remedy
 
 
+@pytest.mark.turns("train.precision.device")
 def test_a_device_that_is_not_here_is_refused(trainings: Trainings) -> None:
     with pytest.raises(InputError) as caught:
         trainings.run({"precision": {"device": "cuda:99"}}, "gpu")
@@ -398,11 +460,13 @@ def ema_moves(run: Trained, base: Components) -> torch.Tensor:
     return torch.cat([part.detach().reshape(-1) for part in parts])
 
 
+@pytest.mark.turns("train.ema.enabled")
 def test_ema_off_keeps_no_average(trainings: Trainings) -> None:
     run = trainings.run({**ONE_STEP, "ema": {"enabled": False}}, "no ema")
     assert run.state is not None and run.state.ema == {}
 
 
+@pytest.mark.turns("train.ema.decay")
 def test_ema_follows_with_its_decay_after_the_warm_up(
     trainings: Trainings, base: Components, one_step: Trained
 ) -> None:
@@ -413,6 +477,7 @@ def test_ema_follows_with_its_decay_after_the_warm_up(
     assert torch.allclose(ema_moves(at_once, base), moves(at_once, base, "unet"), atol=1e-6)
 
 
+@pytest.mark.turns("train.ema.every_steps")
 def test_ema_waits_for_its_interval(trainings: Trainings, base: Components) -> None:
     run = trainings.run({**ONE_STEP, "ema": {"every_steps": 2}}, "ema interval")
     assert ema_moves(run, base).abs().max() == 0
@@ -462,6 +527,7 @@ def test_prompts_are_the_concepts(trainings: Trainings, spy: Spy) -> None:
     assert all("sks dog" in prompt for prompt in spy.prompts[0])
 
 
+@pytest.mark.turns("train.concepts")
 def test_two_concepts_are_trained_together(trainings: Trainings, spy: Spy) -> None:
     changes = merged(SHORT, {"batch": {"batch_size": 8}})
     config = trainings.config(changes)

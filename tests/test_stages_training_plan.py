@@ -42,8 +42,9 @@ def plan_of(
 
 @pytest.mark.parametrize(
     ("epochs", "max_steps", "expected"),
-    [(10, 0, 30), (10, 12, 12), (10, 30, 30), (10, 31, 30), (1, 1, 1)],
+    [(10, 0, 30), (10, 12, 12), (10, 30, 30), (10, 31, 30), (1, 1, 1), (0, 7, 7), (0, 4000, 4000)],
 )
+@pytest.mark.turns("train.intervals.epochs", "train.intervals.max_steps")
 def test_total_steps_are_the_epochs_or_the_limit(
     epochs: int, max_steps: int, expected: int
 ) -> None:
@@ -132,6 +133,13 @@ def _steps_due(config: TrainConfig, what: str, steps: int = 12) -> list[int]:
         ("previews", "every_epochs", "preview", [6, 12]),
     ],
 )
+@pytest.mark.turns(
+    "train.saving.save_every_steps",
+    "train.saving.save_every_epochs",
+    "train.saving.state_every_epochs",
+    "train.previews.every_steps",
+    "train.previews.every_epochs",
+)
 def test_every_two_steps_or_epochs(section: str, name: str, what: str, expected: list[int]) -> None:
     config = make_config(**{section: {name: 2}})
     assert _steps_due(config, what) == expected
@@ -181,9 +189,10 @@ def test_the_plan_in_words(workspace: Workspace) -> None:
     assert lines == [
         "6 instance images and 4 class images; class images that are missing are made first.",
         (
-            "6 images in batches of 1, 2 batches a step, make 3 steps an epoch;"
-            " 10 epochs make 30 steps, ended after step 24."
+            "6 images / batch size 1 / 2 accumulated batches = 3 steps an epoch;"
+            " 3 x 10 epochs = 30 steps, ended after step 24."
         ),
+        "Class images are shown beside them, 1 with every full batch; they add no steps.",
         "Goes on from step 2: 22 steps are left.",
         "Trains the UNet and the text encoder (up to step 12).",
         (
@@ -204,7 +213,91 @@ def test_the_shortest_plan_in_words(workspace: Workspace) -> None:
     plan = make_plan(config, instance_images=6, class_images=0, steps_per_epoch=3, start=Progress())
     assert plan_lines(config, plan, workspace) == [
         "6 instance images, no class images.",
-        "6 images in batches of 2 make 3 steps an epoch; 2 epochs make 6 steps.",
+        "6 images / batch size 2 = 3 steps an epoch; 3 x 2 epochs = 6 steps.",
         "Trains the text encoder.",
         "Writes no checkpoint, only the state to resume from.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("shown", "batch", "intervals", "line"),
+    [
+        (
+            6,
+            {"batch_size": 4},
+            {"epochs": 0, "max_steps": 10},
+            "6 images / batch size 4 = 3 steps an epoch (smaller last batches included);"
+            " 10 steps = 3.333 epochs.",
+        ),
+        (
+            18,
+            {"batch_size": 2, "gradient_accumulation_steps": 3},
+            {"epochs": 2},
+            "6 images with their repeats = 18 images an epoch; 18 / batch size 2 / 3 accumulated"
+            " batches = 3 steps an epoch; 3 x 2 epochs = 6 steps.",
+        ),
+    ],
+)
+def test_the_arithmetic_of_steps_in_words(
+    workspace: Workspace,
+    shown: int,
+    batch: dict[str, int],
+    intervals: dict[str, int],
+    line: str,
+) -> None:
+    config = make_config(intervals=intervals, batch=batch)
+    plan = make_plan(
+        config,
+        instance_images=6,
+        shown_images=shown,
+        class_images=0,
+        steps_per_epoch=3,
+        start=Progress(),
+    )
+    assert plan_lines(config, plan, workspace)[1] == line
+
+
+@pytest.mark.turns("train.batch.class_batch_size")
+@pytest.mark.parametrize(("size", "told"), [(0, 2), (3, 3)])
+def test_class_images_are_said_to_add_no_steps(workspace: Workspace, size: int, told: int) -> None:
+    config = make_config(batch={"batch_size": 2, "class_batch_size": size})
+    line = plan_lines(config, plan_of(config), workspace)[2]
+    assert line.startswith(f"Class images are shown beside them, {told} with every full batch")
+
+
+# -- sessions
+
+
+@pytest.mark.turns("train.intervals.stop_after_steps", "train.intervals.stop_after_epochs")
+@pytest.mark.parametrize(
+    ("stops", "start", "last"),
+    [
+        ({}, (0, 0, 0), 30),
+        ({"stop_after_steps": 4}, (0, 0, 0), 4),
+        ({"stop_after_steps": 4}, (7, 2, 1), 11),
+        ({"stop_after_steps": 400}, (0, 0, 0), 30),
+        ({"stop_after_epochs": 2}, (0, 0, 0), 6),
+        ({"stop_after_epochs": 2}, (7, 2, 1), 12),  # the rest of epoch 2, and epoch 3
+        ({"stop_after_epochs": 2, "stop_after_steps": 5}, (0, 0, 0), 5),
+    ],
+)
+def test_a_session_may_end_before_the_training(
+    stops: dict[str, int], start: tuple[int, int, int], last: int
+) -> None:
+    plan = plan_of(make_config(intervals={"epochs": 10, **stops}), start=Progress(*start))
+    assert (plan.last_step, plan.total_steps) == (last, 30)
+
+
+def test_a_session_that_ends_before_is_told_with_what_it_writes(workspace: Workspace) -> None:
+    intervals = {"epochs": 10, "stop_after_steps": 4}
+    for wanted, planned in ((True, [3, 4]), (False, [3])):
+        saving = {"save_every_epochs": 1, "save_on_stop": wanted, "save_at_end": not wanted}
+        config = make_config(intervals=intervals, saving=saving)
+        assert planned_checkpoints(config, plan_of(config)) == planned
+    lines = plan_lines(config, plan_of(config), workspace)
+    assert "This session ends after step 4; resume goes on from there." in lines
+
+
+def test_pauses_are_told(workspace: Workspace) -> None:
+    config = make_config(intervals={"pause_every_epochs": 5, "pause_seconds": 60})
+    assert "Pauses 60 s after every 5 epochs." in plan_lines(config, plan_of(config), workspace)

@@ -15,17 +15,18 @@ from dreambooth_core.data.dataset import TrainingSet
 from dreambooth_core.data.examples import Example
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.optim.build import build_optimizer, parameter_groups
+from dreambooth_core.stages.network_setup import prepare_networks, trained_networks
+from dreambooth_core.stages.optimizer_setup import (
+    optimizer_memory,
+    prepare_optimizer,
+    restore_optimizer,
+)
 from dreambooth_core.stages.saved_states import Progress
 from dreambooth_core.stages.training_plan import make_plan
 from dreambooth_core.stages.training_setup import (
     changed_settings,
-    optimizer_memory,
     prepare_ema,
-    prepare_networks,
-    prepare_optimizer,
-    restore_optimizer,
     step_batches,
-    trained_parts,
 )
 from dreambooth_core.stages.training_state import TrainingState
 from tests.trainings import same
@@ -193,7 +194,7 @@ def test_all_text_encoders_learn_in_groups_of_their_own() -> None:
     plan = plan_of(config)
     parts = prepare_networks(config, model, plan, None, torch.device("cpu"))
     assert list(parts) == ["unet", "text_encoder", "text_encoder_2"]
-    assert all(network.checkpointing for network in parts.values())  # type: ignore[union-attr]
+    assert all(model.modules()[name].checkpointing for name in parts)
     optimizer = prepare_optimizer(config, Accelerator(cpu=True), parts, None)
     groups = {g["name"]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
     text = (0.25, 0.2)
@@ -216,13 +217,13 @@ def test_what_was_trained_before_stays_a_part() -> None:
     state = make_state(to_dict(config), weights=weights)
     parts = prepare_networks(config, model, plan_of(config), state, torch.device("cpu"))
     assert list(parts) == ["unet", "text_encoder"]
-    assert list(trained_parts(config, model, plan_of(config), None)) == ["unet"]
+    assert list(trained_networks(config, model, plan_of(config), None)) == ["unet"]
     assert torch.equal(model.text_encoder.weight, weights["text_encoder"]["weight"])
     assert not model.text_encoder.weight.requires_grad
 
 
 @pytest.mark.parametrize(
-    "weights", [{"weight": torch.ones(1, 1)}, {"weight": torch.ones(9, 9), "bias": torch.ones(1)}]
+    "weights", [{"scale": torch.ones(1, 1)}, {"weight": torch.ones(9, 9), "bias": torch.ones(1)}]
 )
 def test_weights_of_another_model_are_refused(weights: dict[str, torch.Tensor]) -> None:
     config, model = make_config(), Model()

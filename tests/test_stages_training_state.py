@@ -25,12 +25,13 @@ from dreambooth_core.stages.training_state import (
     save_state,
     trained_weights,
 )
+from tests.trainings import same
 
 FILES = {
     "unet.safetensors",
     "text_encoder.safetensors",
     "ema.safetensors",
-    "optimizer.pt",
+    "optimizer.safetensors",
     "progress.json",
 }
 
@@ -155,7 +156,7 @@ def _newer_version(path: Path) -> None:
         ("unet.safetensors", Path.unlink, "unet.safetensors is missing"),
         ("ema.safetensors", _truncate, "ema.safetensors has"),
         ("text_encoder.safetensors", _scramble_header, "text_encoder.safetensors"),
-        ("optimizer.pt", _truncate, "optimizer.pt has"),
+        ("optimizer.safetensors", _truncate, "optimizer.safetensors has"),
         ("progress.json", Path.unlink, "progress.json is missing or damaged"),
         ("progress.json", _truncate, "progress.json is missing or damaged"),
         ("progress.json", _newer_version, "version 99"),
@@ -179,9 +180,28 @@ def test_a_damaged_state_is_passed_over_and_refused_by_name(
     assert caught.value.remedy
 
 
+def with_old_optimizer_file(path: Path, memory: Any) -> Path:
+    """Make a state one that was written before the optimizer's file was a .safetensors file."""
+    (path / "optimizer.safetensors").unlink()
+    file = path / "optimizer.pt"
+    torch.save(memory, file)
+    progress = json.loads((path / "progress.json").read_text())
+    progress["files"].pop("optimizer.safetensors")
+    progress["files"]["optimizer.pt"] = file.stat().st_size
+    (path / "progress.json").write_text(json.dumps(progress))
+    return file
+
+
+def test_a_state_with_an_older_optimizer_file_is_read(model: ModelFolder) -> None:
+    state = make_state()
+    path = save_state(model, "run", state)
+    with_old_optimizer_file(path, state.optimizer)
+    assert same(load_state(path).optimizer, state.optimizer)
+
+
 def test_an_optimizer_file_that_is_no_tensor_file_is_refused(model: ModelFolder) -> None:
     path = save_state(model, "run", make_state())
-    file = path / "optimizer.pt"
+    file = with_old_optimizer_file(path, {})
     file.write_bytes(bytes(file.stat().st_size))
     with pytest.raises(CheckpointError, match=r"optimizer\.pt"):
         load_state(path)
@@ -193,13 +213,14 @@ def test_the_optimizer_file_cannot_hide_a_program(model: ModelFolder) -> None:
             return print, ("run",)
 
     path = save_state(model, "run", make_state())
-    file = path / "optimizer.pt"
-    torch.save({"unet": Program()}, file)
-    progress = json.loads((path / "progress.json").read_text())
-    progress["files"]["optimizer.pt"] = file.stat().st_size
-    (path / "progress.json").write_text(json.dumps(progress))
+    with_old_optimizer_file(path, {"unet": Program()})
     with pytest.raises(CheckpointError, match=r"optimizer\.pt"):
         load_state(path)
+
+
+def test_the_optimizer_s_file_is_not_taken_for_a_component(model: ModelFolder) -> None:
+    path = save_state(model, "run", make_state())
+    assert set(load_state(path).weights) == {"unet", "text_encoder"}
 
 
 def test_the_latest_state_is_the_newest_of_the_run_or_of_all(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -18,12 +21,15 @@ from dreambooth_core.job.events import (
     ClassImagesPlanned,
     EventWriter,
     FilesPlanned,
+    Finding,
     ImagesPlanned,
     JobFailed,
     JobFinished,
     Notice,
+    PhaseMemory,
     PlannedFile,
     PlannedImage,
+    Preflight,
     StepDone,
 )
 from dreambooth_core.job.history import past_runs
@@ -33,8 +39,14 @@ from dreambooth_core.job.runs import Run, create_run_folder, events_path, write_
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.ui import gradio_compat
 from dreambooth_core.ui.messages import explain, facts, label_of, note, size_text, table
-from dreambooth_core.ui.plan import followed
-from dreambooth_core.ui.tabs.concepts import MOST_ROWS, show_summary, show_table, show_thumbnails
+from dreambooth_core.ui.plan import UNUSABLE, PlanView, followed
+from dreambooth_core.ui.tabs.concepts import (
+    MOST_ROWS,
+    show_shapes,
+    show_summary,
+    show_table,
+    show_thumbnails,
+)
 from dreambooth_core.ui.tabs.create import describe_source, loadable_in_host, source_names
 from dreambooth_core.ui.tabs.saving import show_files
 
@@ -111,6 +123,40 @@ def test_the_class_image_plan_is_told_in_numbers() -> None:
     assert "12 found and fitting, 88 to generate" in said
     assert "dreambooth-warning" in said and "<script>" not in said
     assert "nothing to show" in show_summary(RunView())
+
+
+def test_what_was_found_before_the_start_is_told_with_its_remedy() -> None:
+    view = RunView(planned_images=[image("a.png")])
+    view.preflight = Preflight(
+        [
+            Finding("error", f"{HOSTILE} cannot be read.", "Replace the file."),
+            Finding("info", "dog is known.", "Take zwx.", "concepts.1.instance_token"),
+        ],
+        [PhaseMemory("training", 3 * 2**30, 2**30)],
+        *("NVIDIA Something", 8 * 2**30, 0),
+    )
+    said = show_summary(view)
+    assert "dreambooth-error" in said and "Replace the file." in said and "<script>" not in said
+    assert "Concept 2: Instance token:" in said and "dreambooth-note" in said
+    assert "<th>NVIDIA Something</th><th>Main memory</th>" in said
+    assert "<td>about 3.0 GB</td><td>about 1.0 GB</td>" in said
+    assert "<td>there is</td><td>8.0 GB</td><td>not known</td>" in said
+
+
+def test_a_plan_of_unusable_pictures_says_so_on_both_tabs() -> None:
+    places: Any = SimpleNamespace(summary="summary", thumbnails="thumbnails", table="table")
+    saving: Any = SimpleNamespace(files="files")
+    shown = PlanView(places, saving)._show(
+        RunView(preflight=Preflight([Finding("error", "a.png cannot be read.")]))
+    )
+    assert "a.png cannot be read." in shown["summary"] and UNUSABLE in shown["files"]
+
+
+def test_on_a_cpu_there_is_one_kind_of_memory() -> None:
+    view = RunView(preflight=Preflight([], [PhaseMemory("saving", 0, 2**30)], "cpu", 0, 2**31))
+    said = show_summary(view)
+    assert "Nothing was found that stands in the way." in said and "<th>cpu</th>" not in said
+    assert "<td>saving</td><td>about 1.0 GB</td>" in said and "<td>2.0 GB</td>" in said
 
 
 def test_the_table_says_what_is_still_to_be_made_and_stays_short() -> None:
@@ -209,3 +255,17 @@ def test_the_built_in_checkpoint_is_put_where_the_webui_loads_it(tmp_path: Path)
     assert placed.read_bytes() == demo.CHECKPOINT.read_bytes()
     assert "version:" in placed.with_suffix(".yaml").read_text(encoding="utf-8")
     assert loadable_in_host(config, host) == config
+
+
+def test_the_shapes_are_counted_by_kind() -> None:
+    """From narrow to wide, a shape that only class images have included."""
+    rows = [
+        PlannedImage("a.png", "instance", 1, "p", "512x512", 1),
+        PlannedImage("b.png", "instance", 1, "p", "448x576", 1),
+        PlannedImage("c.png", "class", 1, "p", "512x512", 1),
+        PlannedImage("d.png", "class", 1, "p", "640x384", 1),
+    ]
+    said = show_shapes(rows)
+    cells = re.findall("<td>(.*?)</td>", said)
+    assert cells == ["448x576", "1", "0", "512x512", "1", "1", "640x384", "0", "1"]
+    assert said in show_table(rows)

@@ -103,9 +103,12 @@ class Page:
     def __init__(self, conductor: Any) -> None:
         with gradio.Blocks() as self.blocks:
             self.order = gradio.Textbox("finish")
+            self.elsewhere = gradio.HTML("")
             self.panel = run.build_run_panel(conductor.host, lambda: conductor)
+            self.panel.follow(lambda model: {self.elsewhere: model}, [self.elsewhere])
             for bind in (
                 self.panel.bind_train,
+                self.panel.bind_dry_run,
                 self.panel.bind_class_images,
                 self.panel.bind_save,
                 self.panel.bind_compare,
@@ -121,8 +124,9 @@ class Page:
         """Show updates as a browser does."""
         names = {id(b): f"button {n}" for n, b in self.panel.buttons.items()}
         displays = ("answer", "progress", "summary", "curves", "gallery", "log")
-        for name in (*displays, "outcome", "compared"):
+        for name in (*displays, "outcome"):
             names[id(getattr(self.panel, name))] = name
+        names[id(self.elsewhere)] = "compared"
         for component, update in updates.items():
             if id(component) not in names:
                 continue
@@ -340,7 +344,7 @@ class TestPlot:
 class TestButtons:
     def test_before_a_job_only_starting_is_possible(self) -> None:
         page = Page(Fixed(None)).look()
-        assert page.enabled() == {"train", "class_images", "checkpoint", "compare"}
+        assert page.enabled() == {"train", "dry_run", "class_images", "checkpoint", "compare"}
 
     def test_while_a_training_runs(self) -> None:
         going_on = run.buttons_enabled(view_of(STARTED), "")
@@ -410,9 +414,12 @@ class TestFollowing:
         assert page.text("compared") == ""
         tell(folder, JobFinished({"grid": "compare.png", "keep": "/m/ada_12.safetensors"}))
         page.look()
-        assert page.text("compared") == "run"
-        assert "Keep ada_12." in page.text("summary") and "Compare tab" in page.text("summary")
-        assert "1 picture" not in page.text("summary")
+        assert page.text("compared") == "ada"
+        page.shown.clear()
+        assert page.look().text("compared") == "", "it is told once"
+        summary = Page(Fixed(folder)).look().text("summary")
+        assert "Keep ada_12." in summary and "Compare tab" in summary
+        assert "1 picture" not in summary
 
     def test_nothing_to_keep_is_not_recommended(self) -> None:
         text = summary_html(view_of(COMPARING, JobFinished({"grid": "compare.png", "keep": ""})))
@@ -463,6 +470,14 @@ class TestFollowing:
         assert "Busy with &lt;script" in text and "Wait." in text
         assert conductor.started == ["train"]
 
+    def test_each_starter_is_bound_to_its_job(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        page, bound = Page(Fixed(None)), []
+        monkeypatch.setattr(page.panel, "_bind_start", lambda *given: bound.append(given[:2]))
+        for bind in (page.panel.bind_train, page.panel.bind_dry_run, page.panel.bind_class_images):
+            bind({page.order}, page.make_config)
+        names = [("train", "train"), ("dry_run", "dry-run"), ("class_images", "class-images")]
+        assert bound == names
+
     def test_settings_that_cannot_be_used_are_explained(self) -> None:
         page = Page(Fixed(None))
 
@@ -481,7 +496,7 @@ class TestJobs:
         assert "train" not in page.enabled() and page.text("answer") == ""
         page.wait_for("Finished")
         assert "one.png" in page.text("summary") and "two.png" in page.text("summary")
-        assert page.enabled() == {"train", "class_images", "checkpoint", "compare"}
+        assert page.enabled() == {"train", "dry_run", "class_images", "checkpoint", "compare"}
 
     def test_a_button_that_can_be_pressed_starts_a_job(self, desk: Conductor) -> None:
         """However the one before ended, and though its worker may still be going away."""

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dreambooth_core.data.captions import final_prompt, read_caption
+from dreambooth_core.data.captions import read_caption
+from dreambooth_core.data.prompts import final_prompt
 from dreambooth_core.world.build.subjects import changed, examples, fit, write_folders
 from dreambooth_core.world.captions import FILLERS, parse_prompt
 from dreambooth_core.world.palette import ATTRIBUTES, BACKGROUNDS, FLAT_BACKGROUNDS, UNNAMED_COLORS

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.original_layout import TINY, checkpoint_shapes
 
 
-def write_header(path: Path) -> Path:
-    """Write a file with the tensors' names and shapes of a tiny checkpoint, all of them zero."""
+def write_header(path: Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Path:
+    """Write a file with these tensors, else those of a tiny checkpoint; all of them zero."""
     header, offset = {}, 0
-    for key, shape in checkpoint_shapes(TINY).items():
+    for key, shape in (checkpoint_shapes(TINY) if shapes is None else shapes).items():
         size = 2
         for side in shape:
             size *= side

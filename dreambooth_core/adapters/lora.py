@@ -96,8 +96,11 @@ def _peft_config(layers: Mapping[str, Size]) -> LoraConfig:
 def _begin(layer: LoraLayer, generator: torch.Generator) -> None:
     """Draw `down` uniformly within 1 / sqrt(inputs), the usual start of a layer, and zero `up`.
 
-    The numbers come from the CPU, so that they are the same on every device.
+    The numbers come from the CPU, so that they are the same on every device. They are fp32 also
+    where the layer itself is kept in 16 bits.
     """
+    layer.lora_A[ADAPTER].float()
+    layer.lora_B[ADAPTER].float()
     down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
     bound = 1 / math.sqrt(down[0].numel())
     drawn = torch.empty(down.shape).uniform_(-bound, bound, generator=generator)

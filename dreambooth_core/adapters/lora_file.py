@@ -51,12 +51,18 @@ def lora_entries(
 
 def low_rank_entries(layers: Mapping[str, LowRank], dtype: str) -> list[Entry]:
     """Return what to write of layers by their names."""
+    alphas = {name: layer.alpha for name, layer in layers.items()}
+    return lora_entries(layer_tensors(layers), alphas, dtype)
+
+
+def layer_tensors(layers: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """Return the tensors of layers by their names in a file, but for the alphas."""
     tensors: dict[str, Tensor] = {}
     for name, layer in layers.items():
         tensors |= {name + DOWN: layer.down, name + UP: layer.up}
         if layer.dora_scale is not None:
             tensors[name + DORA_SCALE] = layer.dora_scale
-    return lora_entries(tensors, {name: layer.alpha for name, layer in layers.items()}, dtype)
+    return tensors
 
 
 def write_lora(path: Path, entries: list[Entry], metadata: Mapping[str, str]) -> WrittenFile:

@@ -17,6 +17,7 @@ from starlette.routing import Match, Mount, Route
 
 from dreambooth_core.api import (
     files,
+    imports,
     jobs,
     legacy,
     legacy_jobs,
@@ -69,7 +70,7 @@ def routes(services: Services) -> list[Route]:
 
 def endpoints() -> list[Endpoint]:
     """Return every route's description, in the order in which they are tried."""
-    modules = (jobs, models, files, uploads, status, schema, legacy, legacy_jobs)
+    modules = (jobs, models, imports, files, uploads, status, schema, legacy, legacy_jobs)
     plain: list[Endpoint] = [endpoint for module in modules for endpoint in module.ENDPOINTS]
     listed = [_with_older(endpoint) for endpoint in plain]
     return [*listed, Endpoint("GET", "/openapi.json", _show_document)]

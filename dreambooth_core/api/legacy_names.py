@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dreambooth_core.config.imports.words_there import optimizer_here
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.config.serialize import put_value
 from dreambooth_core.errors import ConfigError, Problem
@@ -32,9 +33,28 @@ class Name:
     write: Convert = _same
 
 
+OPTIMIZERS = {
+    "adamw": "Torch AdamW",
+    "adamw_8bit": "8bit AdamW",
+    "paged_adamw_8bit": "Paged 8bit AdamW",
+    "lion_8bit": "8bit Lion",
+    "paged_lion_8bit": "Paged 8bit Lion",
+    "lion": "Lion",
+    "adafactor": "Adafactor",
+    "came": "CAME",
+    "prodigy": "Prodigy",
+    "dadapt_adam": "AdamW Dadaptation",
+}
+"""Those of ours that the older extension had; others keep their name."""
+
+
 def _optimizer(value: Any) -> Any:
-    plain = str(value).lower().removeprefix("8bit ").removeprefix("torch ")
-    return plain.removeprefix("paged ")
+    name, _ = optimizer_here(str(value))
+    return name or value
+
+
+def _older_optimizer(value: Any) -> Any:
+    return OPTIMIZERS.get(value, value)
 
 
 def _first(value: Any) -> Any:
@@ -53,13 +73,14 @@ SETTINGS = {
     "lr_cycles": Name("learning_rate.cycles"),
     "lr_power": Name("learning_rate.power"),
     "num_train_epochs": Name("intervals.epochs"),
+    "epoch_pause_frequency": Name("intervals.pause_every_epochs"),
+    "epoch_pause_time": Name("intervals.pause_seconds"),
     "train_batch_size": Name("batch.batch_size"),
     "sample_batch_size": Name("batch.class_batch_size"),
     "gradient_accumulation_steps": Name("batch.gradient_accumulation_steps"),
     "gradient_checkpointing": Name("batch.gradient_checkpointing"),
-    "optimizer": Name(
-        "optimizer.name", _optimizer, {"adamw": "Torch AdamW", "lion": "Lion"}.__getitem__
-    ),
+    "gradient_set_to_none": Name("batch.set_to_none"),
+    "optimizer": Name("optimizer.name", _optimizer, _older_optimizer),
     "weight_decay": Name("optimizer.weight_decay"),
     "tenc_weight_decay": Name("optimizer.text_encoder_weight_decay"),
     "mixed_precision": Name("precision.mixed_precision"),
@@ -68,10 +89,17 @@ SETTINGS = {
     "hflip": Name("images.horizontal_flip"),
     "clip_skip": Name("text_encoder.clip_skip"),
     "stop_text_encoder": Name("text_encoder.train_ratio"),
+    "freeze_clip_normalization": Name("text_encoder.freeze_norm_layers"),
     "train_unet": Name("unet.train"),
+    "freeze_spectral_norm": Name("unet.freeze_spectral_norm"),
     "offset_noise": Name("loss.offset_noise"),
     "min_snr_gamma": Name("loss.min_snr_gamma"),
     "prior_loss_weight": Name("loss.prior_loss_weight"),
+    "prior_loss_scale": Name("loss.prior_loss_scale"),
+    "prior_loss_target": Name("loss.prior_loss_target"),
+    "prior_loss_weight_min": Name("loss.prior_loss_weight_min"),
+    "use_dream": Name("loss.dream"),
+    "dream_detail_preservation": Name("loss.dream_detail_preservation"),
     "save_embedding_every": Name("saving.save_every_epochs"),
     "save_preview_every": Name("previews.every_epochs"),
     "save_ckpt_after": Name("saving.save_at_end"),
@@ -111,19 +139,17 @@ OF_THE_MODEL = """
 
 WITHOUT_MEANING = """
     attention cache_latents concepts_path deterministic disable_class_matching
-    disable_logging dream_detail_preservation dynamic_img_norm ema_predict
-    epoch_pause_frequency epoch_pause_time epochs freeze_clip_normalization
-    freeze_spectral_norm full_mixed_precision gradient_set_to_none graph_smoothing
+    disable_logging dynamic_img_norm ema_predict epochs full_mixed_precision graph_smoothing
     half_model has_ema initial_revision input_pertubation learning_rate_min
     lifetime_revision lora_learning_rate lora_model_name lora_txt_learning_rate
     lora_txt_rank lora_unet_rank lora_use_buggy_requires_grad lora_weight lr_factor
     lr_scale_pos max_token_length model_type noise_scheduler pad_tokens
-    pretrained_vae_name_or_path prior_loss_scale prior_loss_target prior_loss_weight_min
+    pretrained_vae_name_or_path
     save_ckpt_during save_lora_after save_lora_cancel save_lora_during
     save_lora_for_extra_net save_safetensors save_state_after save_state_cancel
     save_state_during scheduler shared_diffusers_path shuffle_tags snapshot split_loss
     strict_tokens tenc_grad_clip_norm tomesd train_imagic train_unfrozen use_concepts
-    use_dream use_lora use_lora_extended use_shared_src use_subdir v2
+    use_lora use_lora_extended use_shared_src use_subdir v2
 """.split()  # noqa: SIM905 (a list of words is read more easily)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from pathlib import PurePath
 
 from dreambooth_core import __version__
 from dreambooth_core.errors import InputError
@@ -59,6 +60,11 @@ def training_metadata(
     if trigger_words:
         values["modelspec.trigger_phrase"] = ", ".join(trigger_words)
     return flat_metadata(values)
+
+
+def told_name(path: PurePath) -> str:
+    """Return a file's name as metadata may tell it, without a brace at its beginning."""
+    return path.name.lstrip("{ ")
 
 
 def flat_metadata(values: Mapping[str, str]) -> dict[str, str]:

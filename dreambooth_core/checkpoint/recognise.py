@@ -17,8 +17,8 @@ VAE_IN = f"{VAE}decoder.conv_in.weight"
 TEXT = "cond_stage_model."
 CLIP_PREFIXES = ("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer.")
 """Where checkpoints keep CLIP-L; some old files leave out `text_model`."""
-EMA_KEY = "model_ema.diffusion_modelinput_blocks00weight"
-"""A moving average of the UNet, as the original training code keeps it."""
+EMA_PREFIX = "model_ema."
+"""Before the moving averages of the UNet's weights, as the original training code keeps them."""
 TRAINABLE = {
     "sd1": "Stable Diffusion 1",
     "sd2": "Stable Diffusion 2",
@@ -182,4 +182,9 @@ def family_label(header: Header) -> str:
 
 def has_ema_weights(header: Header) -> bool:
     """Return whether a file carries averaged UNet weights beside the plain ones."""
-    return EMA_KEY in header.tensors
+    return ema_name(CONV_IN) in header.tensors
+
+
+def ema_name(key: str) -> str:
+    """Return what a weight's moving average is called: no dots, and no `model.` before."""
+    return EMA_PREFIX + key.removeprefix("model.").replace(".", "")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dreambooth_core import __version__
 from dreambooth_core.cli.flags import add_flags
+from dreambooth_core.cli.importing import add_import_flags
 from dreambooth_core.config.schema import JOB_CONFIGS
 from dreambooth_core.job.commands import COMMANDS
 
@@ -24,6 +25,8 @@ The usual way, from start to end:
 Try it without pictures or checkpoint of your own: demo
 """
 
+DRY_RUN_HELP = "make one step, tell its loss, time and memory, and keep nothing of it"
+
 EPILOG = """\
 VERB --help shows a verb's settings with their defaults and ranges, and an example.
 Exit codes: 0 done, 1 failed, 2 bad input found before work started, 130 stopped before the end.
@@ -34,6 +37,7 @@ JOB_HELP = {
     "create": "make a model from a checkpoint",
     "class-images": "make the class images that a training needs, and nothing else",
     "train": "train a model on pictures",
+    "dry-run": "make one step of a training and tell its time and memory; nothing is kept",
     "plan": "show what a training would do: each picture's prompt, the steps, the files it writes",
     "sample": "make pictures with a model",
     "save": "write a checkpoint from a training state",
@@ -42,6 +46,10 @@ JOB_HELP = {
     "bake-lora": "write a checkpoint with a LoRA put into it",
     "merge": "write a checkpoint made of two or three others",
 }
+
+IMPORT_HELP = (
+    "take over settings, concepts and models of sd_dreambooth_extension and of kohya's trainer"
+)
 
 EXAMPLES = {
     "create": "create --name ada --source sd-v1-5.safetensors",
@@ -53,6 +61,7 @@ EXAMPLES = {
         "train --model ada --instance-folder pictures/ada --instance-token zwx --class-token dog"
         ' --instance-prompt "photo of zwx dog" --epochs 100 --save-every-epochs 25'
     ),
+    "dry-run": "dry-run --model ada --instance-folder pictures/ada --instance-token zwx",
     "plan": "plan --model ada --instance-folder pictures/ada --instance-token zwx",
     "sample": 'sample --model ada --prompts "zwx dog on a beach" "zwx dog in snow" --count 4',
     "save": "save --model ada --dtype fp16",
@@ -71,6 +80,7 @@ EXAMPLES = {
     "send": "send save 20260401-120000-train",
     "resume": "resume ada",
     "demo": "demo",
+    "import": "import models/dreambooth/ada/db_config.json --output ada.json",
     "settings": "settings",
 }
 
@@ -81,6 +91,10 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         """Use 100 columns, help texts in their own line where flags are long."""
         super().__init__(prog, max_help_position=30, width=100)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Break lines at spaces alone: a hyphen in a file's name stays inside it."""
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 def normalise(arguments: Sequence[str]) -> list[str]:
@@ -106,6 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
         verb.usage = f"{PROGRAM} {kind} [--root FOLDER] [--config FILE] [--SETTING VALUE ...]"
         _add_settings_sources(verb)
         add_flags(verb, config_class)
+        if kind == "train":
+            verb.add_argument("--dry-run", action="store_true", help=DRY_RUN_HELP)
     _add_verb(verbs, "models", "list the models that can be trained")
     _add_run(_add_verb(verbs, "watch", "follow a run that was started elsewhere"), "the newest")
     stop = _add_verb(verbs, "stop", "stop a run, which saves as its settings say")
@@ -118,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     resume = _add_verb(verbs, "resume", "go on with a model's last training")
     resume.add_argument("model", metavar="MODEL", help="the model's name")
     _add_verb(verbs, "demo", "train the built-in small model on a built-in subject, and compare")
+    add_import_flags(_add_verb(verbs, "import", IMPORT_HELP))
     _add_verb(verbs, "settings", "print the reference of all settings, in Markdown")
     return parser
 

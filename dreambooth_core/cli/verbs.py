@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dreambooth_core import demo
+from dreambooth_core.cli import importing
 from dreambooth_core.cli.flags import config_from
 from dreambooth_core.cli.follow import follow, watch
 from dreambooth_core.cli.reference import reference
@@ -50,7 +51,8 @@ def make_view(as_json: bool) -> View:
 def run_job(options: argparse.Namespace) -> int:
     """Run the job that the verb is named after."""
     config = config_from(options, JOB_CONFIGS[options.verb])
-    return _launch_and_follow(workspace_of(options), options.verb, config, options.json)
+    kind = "dry-run" if getattr(options, "dry_run", False) else options.verb
+    return _launch_and_follow(workspace_of(options), kind, config, options.json)
 
 
 def list_models(options: argparse.Namespace) -> int:
@@ -111,6 +113,21 @@ def run_demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def import_settings(options: argparse.Namespace) -> int:
+    """Take over another trainer's settings, and its model if that is asked for."""
+    workspace = workspace_of(options)
+    found = importing.read(options)
+    print(importing.json_line(found) if options.json else "\n".join(importing.report(found)))
+    create = importing.creation_of(found, options, workspace)
+    if create:
+        code = _launch_and_follow(workspace, "create", create, options.json)
+        if code:
+            return code
+    for line in importing.keep(found, options, workspace):
+        print(line, file=sys.stderr if options.json else sys.stdout)
+    return 0
+
+
 def show_settings(options: argparse.Namespace) -> int:
     """Print the reference of all settings."""
     print(reference())
@@ -125,6 +142,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "send": send_command,
     "resume": resume_model,
     "demo": run_demo,
+    "import": import_settings,
     "settings": show_settings,
 }
 

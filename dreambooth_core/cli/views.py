@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from dreambooth_core.errors import ConfigError, DreamboothError
 from dreambooth_core.job.events import (
+    INFO,
     CheckpointSaved,
     ClassImagesPlanned,
     Event,
@@ -26,6 +27,7 @@ from dreambooth_core.job.events import (
     PhaseStarted,
     PlanMade,
     PlannedImage,
+    Preflight,
     SampleSaved,
     StateSaved,
     StepDone,
@@ -190,6 +192,24 @@ def _tell_files(event: FilesPlanned) -> list[str]:
     return ["Files:", *lines, f"  {needed} in all, {free} free"]
 
 
+def _tell_preflight(event: Preflight) -> list[str]:
+    return [
+        "Before the start:",
+        *(f"  {row.level}: {row.message} {row.remedy}".rstrip() for row in event.findings),
+        *([] if event.findings else ["  nothing stands in the way."]),
+        *(
+            f"  memory for {row.phase}: about {_gigabytes(row.gpu_bytes, row.ram_bytes)}"
+            for row in event.memory
+        ),
+        f"  {event.device} has {_gigabytes(event.gpu_bytes, event.ram_bytes)}",
+    ]
+
+
+def _gigabytes(gpu_bytes: int, ram_bytes: int) -> str:
+    gpu = [f"{gpu_bytes / 2**30:.1f} GB of the GPU"] if gpu_bytes else []
+    return " and ".join([*gpu, f"{ram_bytes / 2**30:.1f} GB of main memory"])
+
+
 _TELLERS: dict[type[Event], Callable[[Any], list[str]]] = {
     JobStarted: _tell_started,
     PhaseStarted: _tell_phase,
@@ -199,6 +219,7 @@ _TELLERS: dict[type[Event], Callable[[Any], list[str]]] = {
         f" {e.to_generate} to generate."
     ],
     FilesPlanned: _tell_files,
+    Preflight: _tell_preflight,
     PlanMade: lambda e: ["Plan:", *(f"  {line}" for line in e.lines)],
     SampleSaved: lambda e: [f"  picture (step {e.step}, seed {e.seed}): {e.path}"],
     CheckpointSaved: lambda e: [
@@ -206,7 +227,7 @@ _TELLERS: dict[type[Event], Callable[[Any], list[str]]] = {
     ],
     LoraSaved: lambda e: [f"  LoRA (step {e.step}, {count_of(e.size, 0, 'bytes')}): {e.path}"],
     StateSaved: lambda e: [f"  training state (step {e.step}): {e.path}"],
-    Notice: lambda e: [f"{'warning' if e.level == 'warning' else 'note'}: {e.message}"],
+    Notice: lambda e: [f"{'note' if e.level == INFO else e.level}: {e.message}"],
     JobFinished: lambda e: ["Done.", *summary_lines(e.summary)],
     JobStopped: lambda e: [f"Stopped at step {e.step}.", *summary_lines(e.summary)],
     JobFailed: _tell_failed,

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from dreambooth_core.config.choices import SAMPLERS
 from dreambooth_core.config.control import REQUIRED, control
 
+FILL_UP, OWN, GENERATE = "fill_up", "own", "generate"
+CLASS_IMAGE_SOURCES = (FILL_UP, OWN, GENERATE)
+
 
 @dataclass(kw_only=True)
 class Concept:
@@ -21,15 +24,23 @@ class Concept:
     class_folder: str = control(
         "",
         "Class images folder",
-        "A folder with your own class images; nothing is written into it. What is still missing "
-        "is made by the model and kept in the model's folder, as all are if this is empty.",
+        "A folder with your own class images, such as photos of other dogs. It is only read: "
+        "pictures that the model makes are kept in the model's folder.",
         kind="folder",
+    )
+    class_images_source: str = control(
+        FILL_UP,
+        "Class images from",
+        "fill_up takes all pictures of the class images folder, and the model makes what is still "
+        "missing (all, if there is no folder). own takes the folder's pictures as they are, "
+        "however many, and makes none. generate takes only made ones.",
+        choices=CLASS_IMAGE_SOURCES,
     )
     instance_prompt: str = control(
         "[filewords]",
         "Instance prompt",
-        "What an instance image shows. [filewords] stands for the picture's caption: the .txt "
-        "file beside it, else its file name.",
+        "What an instance image shows. [filewords] stands for the picture's caption: the .txt or "
+        ".caption file beside it, else its file name.",
         kind="prompt",
     )
     class_prompt: str = control(
@@ -50,6 +61,43 @@ class Concept:
         "Class token",
         "The plain word for what your subject is, such as: dog. It is put into class prompts "
         "that lack it.",
+    )
+    repeats: int = control(
+        1,
+        "Repeats",
+        "How many times an epoch shows each instance image of this concept, so that concepts with "
+        "few pictures keep up with others.",
+        minimum=1,
+        maximum=1000,
+        step=1,
+        unit="times",
+    )
+    folder_names: bool = control(
+        False,
+        "Read kohya folder names",
+        "A folder called 9_w0ut3r man shows its pictures 9 times in an epoch, instead of Repeats; "
+        "w0ut3r man is the caption of pictures without a caption file, and where no token is set, "
+        "the first word is the instance token and the rest the class token.",
+        advanced=True,
+    )
+    prompt_templates: str = control(
+        "",
+        "Prompt template file",
+        "A text file with a prompt in each line, one of which is drawn each time a picture is "
+        "shown; it takes the place of the instance prompt. [filewords] stands for the caption, "
+        "[name] for the instance token and the class token. Lines that begin with # are left out.",
+        advanced=True,
+    )
+    loss_weight: float = control(
+        1.0,
+        "Loss weight",
+        "How much a picture of this concept counts beside one of another concept; it goes for its "
+        "class images too. A single picture NAME.* counts more or less by the number in a file "
+        "NAME.weight.txt beside it, such as 0.5.",
+        minimum=0.01,
+        maximum=100.0,
+        step=0.01,
+        advanced=True,
     )
     class_images_per_instance_image: int = control(
         0,

@@ -107,8 +107,9 @@ class CompareConfig:
     checkpoints: list[str] = control(
         [],
         "Checkpoints",
-        "The checkpoints to compare. None given compares all saved ones of the model. The model "
-        "as it was created is always the first.",
+        "The checkpoints and LoRA files to compare; a LoRA is put into the model at strength 1. "
+        "None given compares all saved ones of the model. The model as it was created is always "
+        "the first.",
         kind="checkpoint",
     )
     prompts: list[str] = control(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dreambooth_core.config.choices import SAVE_DTYPE_CHOICES
 from dreambooth_core.config.control import REQUIRED, control
+from dreambooth_core.config.new_file import checkpoint_format, file_called, folder_below
 
 LORA_DTYPE_CHOICES = ("fp16", "bf16", "fp32")
 MAX_RANK = 1024
@@ -21,6 +21,14 @@ class LoraSection:
         "Trains a small addition to the model instead of the model itself: files of a few "
         "megabytes, and far less memory. It is written to the WebUI's Lora folder and used in a "
         "prompt as <lora:name:1>.",
+    )
+    start_from: str = control(
+        "",
+        "Start from a LoRA",
+        "A LoRA file, or the name of one in the WebUI's Lora folder, to go on training from. Its "
+        "ranks and alphas must be those set here. Empty begins with a LoRA that does nothing yet.",
+        kind="lora",
+        advanced=True,
     )
     rank: int = control(
         16,
@@ -102,7 +110,7 @@ class LoraSection:
 class ExtractLoraConfig:
     """Make a LoRA of what sets a trained checkpoint apart from the one that it was trained from."""
 
-    name: str = control(REQUIRED, "File name", "What the LoRA file is called.", kind="file_name")
+    name: str = file_called("LoRA file")
     base: str = control(
         REQUIRED,
         "Base checkpoint",
@@ -143,18 +151,14 @@ class ExtractLoraConfig:
         "fp16 is half the size of fp32 and what most LoRA files use.",
         choices=LORA_DTYPE_CHOICES,
     )
-    subfolder: str = control(
-        "", "Subfolder", "A folder below the WebUI's Lora folder to write into.", kind="file_name"
-    )
+    subfolder: str = folder_below("Lora")
 
 
 @dataclass(kw_only=True)
 class BakeLoraConfig:
     """Write a checkpoint that acts as another one does together with a LoRA."""
 
-    name: str = control(
-        REQUIRED, "File name", "What the new checkpoint file is called.", kind="file_name"
-    )
+    name: str = file_called("new checkpoint file")
     checkpoint: str = control(
         REQUIRED, "Checkpoint", "The checkpoint to put the LoRA into.", kind="checkpoint"
     )
@@ -180,16 +184,5 @@ class BakeLoraConfig:
         maximum=4.0,
         step=0.05,
     )
-    dtype: str = control(
-        "fp16",
-        "Saved number format",
-        "fp16 is half the size of fp32 and what most checkpoints use; source keeps each "
-        "tensor as it is in the checkpoint.",
-        choices=SAVE_DTYPE_CHOICES,
-    )
-    subfolder: str = control(
-        "",
-        "Subfolder",
-        "A folder below the WebUI's checkpoints folder to write into.",
-        kind="file_name",
-    )
+    dtype: str = checkpoint_format("the checkpoint")
+    subfolder: str = folder_below("checkpoints")

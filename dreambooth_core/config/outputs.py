@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dreambooth_core.config.choices import SAMPLERS, SAVE_DTYPE_CHOICES
 from dreambooth_core.config.control import control
+from dreambooth_core.config.new_file import averages_beside
 
 
 @dataclass(kw_only=True)
@@ -65,13 +66,7 @@ class SavingSection:
         "Writes the running average instead of the weights of the last step. Without EMA "
         "switched on there is only the latter.",
     )
-    ema_keys: bool = control(
-        False,
-        "Write EMA weights beside the others",
-        "Adds the running average under the names that the original training code gives it. The "
-        "file grows by the UNet's size; the WebUI does not read them.",
-        advanced=True,
-    )
+    ema_keys: bool = averages_beside()
     keep_states: int = control(
         2,
         "Training states to keep",

@@ -10,6 +10,7 @@ from dreambooth_core.config.control import REQUIRED, control, section
 from dreambooth_core.config.drawing import CompareConfig, SampleConfig
 from dreambooth_core.config.lora import BakeLoraConfig, ExtractLoraConfig, LoraSection
 from dreambooth_core.config.merge import MergeConfig
+from dreambooth_core.config.new_file import averages_beside
 from dreambooth_core.config.outputs import PreviewsSection, SavingSection
 from dreambooth_core.config.sections.batch import BatchSection
 from dreambooth_core.config.sections.captions import CaptionsSection
@@ -184,13 +185,7 @@ class SaveConfig:
         "Save EMA weights",
         "Writes the running average instead of the weights of the last step, if there is one.",
     )
-    ema_keys: bool = control(
-        False,
-        "Write EMA weights beside the others",
-        "Adds the running average under the names that the original training code gives it. The "
-        "file grows by the UNet's size; the WebUI does not read them.",
-        advanced=True,
-    )
+    ema_keys: bool = averages_beside()
 
 
 JobConfig = (
@@ -207,6 +202,7 @@ JobConfig = (
 JOB_CONFIGS: dict[str, type[JobConfig]] = {
     "create": CreateConfig,
     "train": TrainConfig,
+    "dry-run": TrainConfig,
     "plan": TrainConfig,
     "class-images": TrainConfig,
     "sample": SampleConfig,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from dreambooth_core.config.control import METADATA_KEY, field_specs
 from dreambooth_core.errors import ConfigError, InputError, Problem
-from dreambooth_core.job.checkpoint_files import is_pipeline_folder
+from dreambooth_core.job.checkpoint_files import is_diffusers_model
 
 C = TypeVar("C")
 
@@ -145,7 +145,7 @@ def _absolute_path(text: str, kind: str, base: Path) -> str:
     path = base / Path(text).expanduser()
     is_path = kind in ("folder", "new_folder")
     if kind in ("checkpoint", "lora"):
-        is_path = path.is_file() or is_pipeline_folder(path)
+        is_path = path.is_file() or is_diffusers_model(path)
     return str(path.absolute()) if is_path and text.strip() else text
 
 

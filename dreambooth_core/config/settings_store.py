@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,17 +51,6 @@ def difference(before: TrainConfig, after: TrainConfig) -> list[Change]:
     changes = _changes(pairs, before, after)
     for index in range(max(len(before.concepts), len(after.concepts))):
         changes += _concept_changes(index, before.concepts, after.concepts)
-    return changes
-
-
-def difference_from(settings: Mapping[str, Any], config: TrainConfig) -> list[Change]:
-    """Return the settings that differ from those that are named by their paths in `settings`."""
-    changes = []
-    for spec in plain_specs(TrainConfig):
-        now = value_at(config, spec.path)
-        if spec.path in settings and settings[spec.path] != now:
-            label = _label(spec, TrainConfig)
-            changes.append(Change(spec.path, label, shown(settings[spec.path]), shown(now)))
     return changes
 
 

@@ -82,13 +82,14 @@ def check_fields(config: Any, prefix: str = "") -> list[Problem]:
             value = getattr(value, part)
         values = value if isinstance(value, list) else [value]
         for item in values:
-            problem = _check_value(spec, item, prefix + spec.path)
+            problem = check_value(spec, item, prefix + spec.path)
             if problem:
                 problems.append(problem)
     return problems
 
 
-def _check_value(spec: FieldSpec, value: Any, path: str) -> Problem | None:
+def check_value(spec: FieldSpec, value: Any, path: str) -> Problem | None:
+    """Return what is wrong with one value of a setting, by itself; None if nothing is."""
     control = spec.control
     if control.choices and value not in control.choices:
         return Problem(path, f"is {value!r}.", f"Choose one of: {', '.join(control.choices)}.")

@@ -19,6 +19,7 @@ from dreambooth_core.config.schema import JobConfig
 from dreambooth_core.errors import BusyError, DreamboothError, JobFailedError, OverlayError
 from dreambooth_core.host.base import Host, current_host
 from dreambooth_core.job.commands import COMMANDS_FILE, CommandReader
+from dreambooth_core.job.eight_bit import wants_eight_bit, with_eight_bit
 from dreambooth_core.job.events import (
     FINAL_EVENTS,
     CheckpointSaved,
@@ -31,6 +32,7 @@ from dreambooth_core.job.events import (
     PhaseStarted,
     read_events,
 )
+from dreambooth_core.job.interpreter import WorkerPython
 from dreambooth_core.job.launcher import (
     LOOKING_KINDS,
     Job,
@@ -41,10 +43,11 @@ from dreambooth_core.job.launcher import (
     reserve,
     running_jobs,
 )
+from dreambooth_core.job.pip_install import Report
 from dreambooth_core.job.runs import events_path, read_run, run_ids
 from dreambooth_core.job.workspace import Workspace
 
-HEAVY_KINDS = ("train", "class-images", "sample", "compare")
+HEAVY_KINDS = ("train", "dry-run", "class-images", "sample", "compare")
 """Jobs that compute with the whole model: they get the memory that the host's model takes. Those
 that only look (LOOKING_KINDS) take none and install nothing, and make way for any other."""
 
@@ -175,9 +178,9 @@ class Conductor:
         with ExitStack() as room:
             room.callback(self._active.pop, job.run_id, None)
             try:
-                self._prepare(job, kind, room)
+                worker = self._prepare(job, kind, room)
                 _tell(job, PhaseStarted(STARTING))
-                begun = begin(workspace, job, self.host.worker())
+                begun = begin(workspace, job, worker)
             except _StoppedEarly:
                 self._end_early(workspace, job, JobStopped(0, {"stopped": True, "step": 0}))
                 return
@@ -201,9 +204,12 @@ class Conductor:
             self._make_room(read_run(job.folder).kind, room, job.run_id)
             self._follow(job)
 
-    def _prepare(self, job: Job, kind: str, room: ExitStack) -> None:
+    def _prepare(self, job: Job, kind: str, room: ExitStack) -> WorkerPython:
+        worker = self.host.worker()
         if kind not in LOOKING_KINDS:
             self._make_overlay(job)
+            if wants_eight_bit(kind, read_run(job.folder).config):
+                worker = with_eight_bit(worker, self._installing(job))
         if kind in HEAVY_KINDS:
             self._say(WAITING)
             _tell(job, PhaseStarted(WAITING))
@@ -211,11 +217,16 @@ class Conductor:
         if kind in HEAVY_KINDS and not self.host.generation_allowed():
             _tell(job, Notice("info", HELD))
         _refuse_if_stopped(job)
+        return worker
 
     def _make_overlay(self, job: Job) -> None:
         overlay = self.host.overlay()
         if overlay is None or overlay.state().ready:
             return
+        overlay.make(self._installing(job))
+
+    def _installing(self, job: Job) -> Report:
+        """Return what tells of an installation and how far it is, and ends it if that is wished."""
         totals: list[int] = []
 
         def report(text: str, done: int, total: int) -> None:
@@ -229,7 +240,7 @@ class Conductor:
                 _tell(job, PhaseStarted(INSTALLING, total, "steps"))
             _tell(job, PhaseProgress(INSTALLING, done, total))
 
-        overlay.make(report)
+        return report
 
     def _make_room(self, kind: str, room: ExitStack, run_id: str) -> None:
         """Free the host's memory until `room` is closed, and let it generate only if that is so."""

@@ -7,6 +7,14 @@ from pathlib import Path
 from dreambooth_core.job.workspace import Workspace, check_name
 
 PIPELINE_FILE = "model_index.json"
+PEER_SETTINGS, PEER_WEIGHTS, PEER_SNAPSHOTS = "db_config.json", "working", "checkpoints"
+"""In the abandoned extension's folder of a model: its settings, its model, its snapshots."""
+EMA_FOLDER = "ema_unet"
+SNAPSHOT_WEIGHTS = {
+    "unet": ("model.safetensors", "pytorch_model.bin"),
+    "text_encoder": ("model_1.safetensors", "pytorch_model_1.bin"),
+}
+"""What the weights of a component are called in such a snapshot, the better first."""
 CARD_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 """The kinds of pictures that the WebUI looks for beside a checkpoint."""
 
@@ -14,6 +22,11 @@ CARD_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 def is_pipeline_folder(path: Path) -> bool:
     """Return whether a folder holds a model in the diffusers layout."""
     return (path / PIPELINE_FILE).is_file()
+
+
+def is_diffusers_model(path: Path) -> bool:
+    """Return whether a model can be made from a folder: of diffusers, or a snapshot of weights."""
+    return is_pipeline_folder(path) or is_weights_snapshot(path)
 
 
 def find_vae(text: str, workspace: Workspace) -> Path:
@@ -72,3 +85,11 @@ def has_card_picture(checkpoint: Path) -> bool:
     """Return whether a checkpoint's card has a picture already."""
     suffixes = [f"{kind}{suffix}" for kind in ("", ".preview") for suffix in CARD_PICTURES]
     return any(checkpoint.with_suffix(suffix).exists() for suffix in suffixes)
+
+
+def is_weights_snapshot(path: Path) -> bool:
+    """Return whether a folder is a snapshot of the abandoned extension, beside its model."""
+    inside = path.parent.name == PEER_SNAPSHOTS
+    beside = path.parent.parent / PEER_WEIGHTS
+    has_weights = any((path / name).is_file() for name in SNAPSHOT_WEIGHTS["unet"])
+    return inside and has_weights and is_pipeline_folder(beside)

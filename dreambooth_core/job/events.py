@@ -15,6 +15,8 @@ from typing import Any
 from dreambooth_core.errors import NonFiniteError
 from dreambooth_core.job.storage import append_line
 
+ERROR, WARNING, INFO = "error", "warning", "info"
+
 
 @dataclass(frozen=True)
 class Event:
@@ -130,6 +132,48 @@ class FilesPlanned(Event):
 
 
 @dataclass(frozen=True)
+class Finding:
+    """Something about the pictures, words or memory of a training that is worth knowing before it.
+
+    `level` is ERROR (training would fail), WARNING or INFO; `field` a setting's path, or "".
+    """
+
+    level: str
+    message: str
+    remedy: str = ""
+    field: str = ""
+
+
+@dataclass(frozen=True)
+class PhaseMemory:
+    """The most that a part of a training takes, estimated: of the GPU's memory and of the RAM."""
+
+    phase: str
+    gpu_bytes: int
+    ram_bytes: int
+
+
+@dataclass(frozen=True)
+class Preflight(Event):
+    """What was found before a training starts, and what memory its parts take.
+
+    Of the device's own memory `gpu_bytes` is all there is, of the RAM `ram_bytes` is what is free;
+    0 where that is not known.
+    """
+
+    findings: list[Finding]
+    memory: list[PhaseMemory] = field(default_factory=list)
+    device: str = "cpu"
+    gpu_bytes: int = 0
+    ram_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        """Make rows of what was read from a file."""
+        object.__setattr__(self, "findings", _rows(Finding, self.findings))
+        object.__setattr__(self, "memory", _rows(PhaseMemory, self.memory))
+
+
+@dataclass(frozen=True)
 class StepDone(Event):
     """One optimizer update; `epoch` counts from 0, `step` from 1, memory is the peak so far."""
 
@@ -188,7 +232,7 @@ class StateSaved(Event):
 
 @dataclass(frozen=True)
 class Notice(Event):
-    """Something worth reading; `level` is "info" or "warning"."""
+    """Something worth reading; `level` is ERROR, WARNING or INFO."""
 
     level: str
     message: str
@@ -238,6 +282,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     ImagesPlanned,
     ClassImagesPlanned,
     FilesPlanned,
+    Preflight,
     StepDone,
     SampleSaved,
     CheckpointSaved,

@@ -12,6 +12,7 @@ from dreambooth_core.job.events import (
     Event,
     JobFailed,
     JobFinished,
+    LoraSaved,
     StepDone,
     read_events,
 )
@@ -41,13 +42,21 @@ def past_runs(workspace: Workspace, model: str, limit: int = 10) -> list[PastRun
     return found
 
 
+def saved_loras(workspace: Workspace, model: str) -> list[Path]:
+    """Return the LoRA files that the runs of a model wrote, oldest first; some may be gone."""
+    runs = reversed(list(_runs_of(workspace, model)))
+    folders = (workspace.run_folder(run.run_id) for run in runs if run.kind in ("train", "save"))
+    events = (event for folder in folders for event in read_events(events_path(folder))[0])
+    return [Path(event.path) for event in events if isinstance(event, LoraSaved)]
+
+
 def _runs_of(workspace: Workspace, model: str) -> Iterator[Run]:
     for run_id in reversed(run_ids(workspace)):
         try:
             run = read_run(workspace.run_folder(run_id))
         except UsageError:
             continue  # of another version; it is still there for who looks into the folder
-        if run.model == model:
+        if run.lock_name == model:
             yield run
 
 

@@ -31,6 +31,7 @@ from dreambooth_core.job.runs import (
     create_run_folder,
     events_path,
     job_path,
+    lock_name_of,
     log_path,
     model_of,
     process_path,
@@ -167,7 +168,7 @@ def reserve(workspace: Workspace, kind: str, config: JobConfig) -> Job:
     config = with_absolute_paths(config, Path.cwd())
     check(config, workspace, kind)
     model = model_of(config)
-    lock_path = model_lock_path(workspace, model)
+    lock_path = model_lock_path(workspace, lock_name_of(config))
     ours = lock.Holder(os.getpid(), start_mark(os.getpid()), f"starting-{time.time_ns()}", kind)
     if kind not in LOOKING_KINDS:
         lock.acquire(lock_path, ours, model)
@@ -195,13 +196,13 @@ def begin(workspace: Workspace, job: Job, worker: WorkerPython | None = None) ->
     _name_process(job.folder, process.pid, mark)
     holder = lock.Holder(process.pid, mark, job.run_id, run.kind)
     if run.kind not in LOOKING_KINDS:
-        lock.hand_over(model_lock_path(workspace, run.model), holder)
+        lock.hand_over(model_lock_path(workspace, run.lock_name), holder)
     return Job(job.run_id, job.folder, process)
 
 
 def abandon(workspace: Workspace, job: Job, final: Event) -> None:
     """End a reserved run without a worker: `final` says why."""
-    lock.release(model_lock_path(workspace, read_run(job.folder).model), job.run_id)
+    lock.release(model_lock_path(workspace, read_run(job.folder).lock_name), job.run_id)
     EventWriter(events_path(job.folder)).emit(final)
     _name_process(job.folder, NO_PROCESS, "")
 

@@ -29,6 +29,7 @@ from dreambooth_core.job.events import (
     PhaseStarted,
     PlanMade,
     PlannedImage,
+    Preflight,
     SampleSaved,
     StateSaved,
     StepDone,
@@ -78,6 +79,7 @@ class RunView:
     planned_images: list[PlannedImage] = field(default_factory=list)
     planned_class_images: list[ClassImagesPlanned] = field(default_factory=list)
     planned_files: FilesPlanned | None = None
+    preflight: Preflight | None = None
     message: str = ""
     remedy: str = ""
     error: str = ""
@@ -146,8 +148,8 @@ class RunView:
         }
         for name in ("samples", "files", "notices", "planned_images", "planned_class_images"):
             values[name] = [dataclasses.asdict(row) for row in values[name]]
-        planned = self.planned_files
-        values["planned_files"] = dataclasses.asdict(planned) if planned else None
+        for name in ("planned_files", "preflight"):
+            values[name] = dataclasses.asdict(values[name]) if values[name] else None
         return {**values, "curves": self.curves, "fraction": self.fraction, "ended": self.ended}
 
     def add_point(self, name: str, step: int, value: float) -> None:
@@ -217,6 +219,10 @@ def _plan_files(view: RunView, event: FilesPlanned) -> None:
     view.planned_files = event
 
 
+def _preflight(view: RunView, event: Preflight) -> None:
+    view.preflight = event
+
+
 def _finish(view: RunView, event: JobFinished) -> None:
     view.state, view.summary, view.eta_seconds = "finished", event.summary, None
 
@@ -239,6 +245,7 @@ _FOLDS: dict[type[Event], Callable[[RunView, Any], None]] = {
     ImagesPlanned: lambda view, event: view.planned_images.extend(event.rows),
     ClassImagesPlanned: lambda view, event: view.planned_class_images.append(event),
     FilesPlanned: _plan_files,
+    Preflight: _preflight,
     StepDone: _step,
     SampleSaved: _sample,
     CheckpointSaved: lambda view, event: view.files.append(event),

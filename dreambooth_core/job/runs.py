@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.config.schema import JOB_CONFIGS, JobConfig
+from dreambooth_core.config.schema import (
+    JOB_CONFIGS,
+    BakeLoraConfig,
+    ExtractLoraConfig,
+    JobConfig,
+    MergeConfig,
+)
 from dreambooth_core.config.serialize import from_dict, to_dict
 from dreambooth_core.errors import InputError
 from dreambooth_core.job.storage import atomic_write_json
@@ -37,8 +43,13 @@ class Run:
 
     @property
     def model(self) -> str:
-        """The name of the model that the run works on."""
+        """The name of the model that the run works on, or of the file that it makes."""
         return model_of(self.config)
+
+    @property
+    def lock_name(self) -> str:
+        """What no other run may work on meanwhile."""
+        return lock_name_of(self.config)
 
 
 def job_path(folder: Path) -> Path:
@@ -62,8 +73,14 @@ def process_path(folder: Path) -> Path:
 
 
 def model_of(config: JobConfig) -> str:
-    """Return the name of the model that a job works on."""
+    """Return the name of the model that a job works on, or of the file that it makes."""
     return str(getattr(config, "model", "") or getattr(config, "name", ""))
+
+
+def lock_name_of(config: JobConfig) -> str:
+    """Return what is locked for a job: its model, or a file, whose name no model can have."""
+    makes_a_file = isinstance(config, MergeConfig | ExtractLoraConfig | BakeLoraConfig)
+    return f".file {model_of(config)}" if makes_a_file else model_of(config)
 
 
 def create_run_folder(workspace: Workspace, kind: str) -> Path:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,15 @@ class Workspace:
             remedy=f"Did you mean {', '.join(close)}?" if close else "Give the path of a LoRA.",
         )
 
+    def find_saved(self, text: str) -> Path:
+        """Return the checkpoint, else the LoRA file, that is meant; raises InputError for none."""
+        try:
+            return self.find_checkpoint(text)
+        except InputError:
+            with suppress(InputError):
+                return self.find_lora(text)
+            raise
+
     def checkpoints(self) -> list[Path]:
         """Return all checkpoint files in the checkpoints folder and below, sorted."""
         files = self.checkpoints_dir.rglob("*")
@@ -281,6 +291,8 @@ def check_name(name: str, what: str = "model") -> None:
         )
     elif name != name.strip() or name.endswith(".") or name.startswith("."):
         reason = "begins or ends with a dot or a space"
+    elif name.startswith("{"):
+        reason = "begins with a brace, which the WebUI would take for JSON in a file's metadata"
     elif _WINDOWS_DEVICES.fullmatch(name):
         reason = "is a name that Windows keeps for a device"
     elif len(name) > MAX_NAME_LENGTH:

@@ -48,11 +48,13 @@ def checkpoint_entries(
     dtype: str,
     stack: ExitStack,
     averages: Averages | None = None,
+    zero_snr: bool = False,
 ) -> list[Entry]:
     """Return the entries of a checkpoint; `stack` keeps the files open that they are read from.
 
     The source's tensors come first in its order, then the keys by which hosts tell the prediction
-    type, then the averages. Raises CheckpointError for trained weights of another model.
+    type and, with `zero_snr`, a schedule that ends in noise, then the averages. Raises
+    CheckpointError for trained weights of another model.
     """
     family, layout = family_of(folder), read_layout(folder)
     pairs = pairs_by_source(family.key_map(layout, read_configs(folder, family)))
@@ -66,7 +68,8 @@ def checkpoint_entries(
             entries.append(_entry(key, info, target, _parts(pairs[key], weights), base))
         else:
             entries.append(base.extra(key, info))
-    entries += [Entry(key, "F32", (0,), lambda: torch.empty(0)) for key in host_keys(folder)]
+    marks = host_keys(folder, zero_snr)
+    entries += [Entry(key, "F32", (0,), lambda: torch.empty(0)) for key in marks]
     return entries + _averaged(family, layout, pairs, dtype, base, averages)
 
 

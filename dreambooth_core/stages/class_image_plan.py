@@ -16,15 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreambooth_core.config.concept import GENERATE, OWN
 from dreambooth_core.config.pictures import picture_files
-from dreambooth_core.config.schema import Concept, TrainConfig
+from dreambooth_core.config.schema import CaptionsSection, Concept, TrainConfig
 from dreambooth_core.data.buckets import assign, make_buckets
-from dreambooth_core.data.captions import FILEWORDS, caption_path, prompt_for_image
+from dreambooth_core.data.captions import caption_file, caption_reading, prompt_for_image
 from dreambooth_core.data.picture_files import image_size, list_images
+from dreambooth_core.data.prompts import FILEWORDS
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.png import read_png
 
-_NOT_IN_KEY = ("class_folder", "class_images_per_instance_image", "class_seed", "class_token")
+_NOT_IN_KEY = (
+    *("class_folder", "class_images_source", "class_images_per_instance_image"),
+    *("class_seed", "class_token"),
+)
+"""What does not change a made picture, or reaches the key as something else."""
 
 
 @dataclass(frozen=True)
@@ -88,35 +94,62 @@ def class_image_file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.png"
 
 
-def _class_prompt(concept: Concept, image: Path, template: str) -> str:
+def _class_prompt(concept: Concept, image: Path, template: str, captions: CaptionsSection) -> str:
     return prompt_for_image(
         image,
         template,
         instance_token=concept.instance_token,
         class_token=concept.class_token,
         role="class",
+        reading=caption_reading(concept, captions),
     )
 
 
-def _own_images(concept: Concept) -> list[ClassImage]:
-    """Return the pictures of the person's own folder; one with a caption is described by it."""
-    folder = Path(concept.class_folder).expanduser()
-    if not concept.class_folder or not picture_files(folder):
+def own_class_files(concept: Concept) -> list[Path]:
+    """Return the pictures of the person's own folder that the concept uses: all or none of them."""
+    unused = concept.class_images_source == GENERATE or not concept.class_images_per_instance_image
+    if unused or not concept.class_folder:
         return []
+    return picture_files(Path(concept.class_folder).expanduser())
+
+
+def class_image_count(concept: Concept) -> int:
+    """Return how many class images a concept will have: its own ones count first."""
+    own = len(own_class_files(concept))
+    if concept.class_images_source == OWN:
+        return own
+    return max(own, _images_asked_for(concept))
+
+
+def _images_asked_for(concept: Concept) -> int:
+    per_image = concept.class_images_per_instance_image
+    return per_image * len(list_images(Path(concept.instance_folder))) if per_image else 0
+
+
+def _own_images(concept: Concept, captions: CaptionsSection) -> list[ClassImage]:
+    """Return the person's own pictures; one with a caption is described by it."""
+    read = captions.source != "name"
     return [
-        ClassImage(path, _class_prompt(concept, path, template))
-        for path in list_images(folder)
-        for template in [FILEWORDS if caption_path(path).is_file() else concept.class_prompt]
+        ClassImage(path, _class_prompt(concept, path, template, captions))
+        for path in own_class_files(concept)
+        for template in [FILEWORDS if read and caption_file(path) else concept.class_prompt]
     ]
 
 
-def wanted_pictures(concept: Concept, resolution: int, quantum: int, count: int) -> list[Wanted]:
+def wanted_pictures(
+    concept: Concept,
+    resolution: int,
+    quantum: int,
+    count: int,
+    captions: CaptionsSection | None = None,
+) -> list[Wanted]:
     """Share `count` pictures out over the instance images: each one's caption and shape in turn."""
-    buckets = make_buckets(resolution, quantum)
+    buckets, captions = make_buckets(resolution, quantum), captions or CaptionsSection()
     shares = []
     for path in list_images(Path(concept.instance_folder)):
         width, height = assign(image_size(path), buckets)
-        shares.append(Wanted(_class_prompt(concept, path, concept.class_prompt), width, height))
+        prompt = _class_prompt(concept, path, concept.class_prompt, captions)
+        shares.append(Wanted(prompt, width, height))
     return list(itertools.islice(itertools.cycle(shares), max(0, count)))
 
 
@@ -183,12 +216,12 @@ def plan_concept(
     """Count a concept's own and made pictures and say which ones are missing."""
     seed = _base_seed(config, concept)
     folder = model.class_images_dir / _settings_key(config, concept, model)
-    per_image = concept.class_images_per_instance_image
-    if per_image == 0:
-        return ConceptPlan(folder, seed, [], [], {})
-    own = _own_images(concept)
-    target = per_image * len(list_images(Path(concept.instance_folder)))
-    wanted = wanted_pictures(concept, config.images.resolution, quantum, target - len(own))
+    own = _own_images(concept, config.captions)
+    to_make = class_image_count(concept) - len(own)
+    if to_make == 0:
+        return ConceptPlan(folder, seed, own, [], {})
+    resolution, captions = config.images.resolution, config.captions
+    wanted = wanted_pictures(concept, resolution, quantum, to_make, captions)
     existing = _existing(folder)
     numbers, missing = match(wanted, existing)
     made = [ClassImage(class_image_file(folder, n), existing[n].prompt) for n in numbers]

@@ -7,7 +7,7 @@ their prompt in `00012.txt`. A person's own folder is only ever read.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -32,7 +32,9 @@ from dreambooth_core.stages.sampling import generate, picture_info
 PHASE = "class images"
 
 
-def _by_size(missing: dict[int, Wanted]) -> Iterator[list[tuple[int, Wanted]]]:
+def by_size(missing: Mapping[int, Wanted]) -> Iterator[list[tuple[int, Wanted]]]:
+    """Yield what can be painted together: pictures of one size, with their numbers."""
+
     def size(item: tuple[int, Wanted]) -> tuple[int, int]:
         return item[1].width, item[1].height
 
@@ -40,13 +42,14 @@ def _by_size(missing: dict[int, Wanted]) -> Iterator[list[tuple[int, Wanted]]]:
         yield list(group)
 
 
-def _paint_group(
+def paint(
     config: TrainConfig,
     concept: Concept,
     plan: ConceptPlan,
     components: Components,
     group: Sequence[tuple[int, Wanted]],
-) -> Iterator[tuple[int, Wanted, Image.Image]]:
+) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the pictures of a group of one size with their numbers; nothing is written."""
     first = group[0][1]
     pictures = generate(
         components,
@@ -61,8 +64,8 @@ def _paint_group(
         batch_size=config.batch.class_batch_size or config.batch.batch_size,
         clip_skip=config.text_encoder.clip_skip,
     )
-    for (number, want), picture in zip(group, pictures, strict=True):
-        yield number, want, picture
+    for (number, _), picture in zip(group, pictures, strict=True):
+        yield number, picture
 
 
 def _save(
@@ -95,8 +98,8 @@ def _make_missing(
     done = 0
     context.emit(PhaseStarted(PHASE, total, "images"))
     for concept, plan in zip(config.concepts, plans, strict=True):
-        for group in _by_size(plan.missing):
-            for number, _, picture in _paint_group(config, concept, plan, components, group):
+        for group in by_size(plan.missing):
+            for number, picture in paint(config, concept, plan, components, group):
                 context.emit(_save(config, concept, plan, number, picture))
                 done += 1
                 context.emit(PhaseProgress(PHASE, done, total))

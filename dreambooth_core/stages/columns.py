@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dreambooth_core.config.schema import CompareConfig, Concept, TrainConfig
-from dreambooth_core.data.captions import FILEWORDS, Role, final_prompt, has_word
+from dreambooth_core.data.prompts import FILEWORDS, Role, final_prompt, has_word
 from dreambooth_core.errors import InputError
 from dreambooth_core.job.runs import last_run
 from dreambooth_core.job.workspace import Workspace

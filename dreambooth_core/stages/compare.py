@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from dreambooth_core.checkpoint.header import read_header
+from dreambooth_core.config.rules.transfer import is_lora
 from dreambooth_core.config.schema import CompareConfig
 from dreambooth_core.config.serialize import to_dict
 from dreambooth_core.errors import InputError
@@ -16,11 +18,13 @@ from dreambooth_core.families import load_checkpoint, load_components
 from dreambooth_core.families.base import Components
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted, SampleSaved
+from dreambooth_core.job.history import saved_loras
 from dreambooth_core.job.storage import atomic_write_bytes, atomic_write_json
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.columns import Column, comparison_columns, last_concepts
 from dreambooth_core.stages.device import place, resolve_device
 from dreambooth_core.stages.grid import GridRow, labelled_grid
+from dreambooth_core.stages.lora_start import put_in
 from dreambooth_core.stages.measure import Drawn, Measures, best, measure, verdict
 from dreambooth_core.stages.png import save_png
 from dreambooth_core.stages.sampling import generate
@@ -37,7 +41,7 @@ BASE_LABEL = "as created"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A checkpoint to compare; the model as created has no file."""
+    """A checkpoint or LoRA file to compare; the model as created has none."""
 
     label: str
     path: Path | None = None
@@ -63,11 +67,12 @@ def check_subject(subject: str) -> None:
 
 
 def candidates(config: CompareConfig, context: RunContext) -> list[Candidate]:
-    """Return the model as created, then the named checkpoints, else all saved ones of the model."""
-    model = context.workspace.model(config.model)
-    named = [context.workspace.find_checkpoint(text) for text in config.checkpoints]
-    saved = [Path(text) for text in model.read_info().checkpoints]
+    """Return the model as created, then the named files, else all that were saved of the model."""
+    workspace = context.workspace
+    named = [workspace.find_saved(text) for text in config.checkpoints]
     if not named:
+        checkpoints = workspace.model(config.model).read_info().checkpoints
+        saved = [*map(Path, checkpoints), *saved_loras(workspace, config.model)]
         gone = [path for path in saved if not path.is_file()]
         for path in gone:
             context.emit(Notice("warning", f"{path} is no longer there and is left out."))
@@ -82,9 +87,14 @@ def candidates(config: CompareConfig, context: RunContext) -> list[Candidate]:
 
 
 def _load(candidate: Candidate, model: ModelFolder) -> Components:
+    """Load a checkpoint, or the model as created, with a LoRA put into it at strength 1."""
     if candidate.path is None:
         return load_components(model)
-    return load_checkpoint(candidate.path, model)
+    if not is_lora(read_header(candidate.path)):
+        return load_checkpoint(candidate.path, model)
+    components = load_components(model)
+    put_in(components, candidate.path)
+    return components
 
 
 def _draw(

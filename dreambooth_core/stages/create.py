@@ -19,6 +19,7 @@ from typing import Any
 from dreambooth_core.checkpoint.assembled import AssemblyReader
 from dreambooth_core.checkpoint.contents import TensorInfo
 from dreambooth_core.checkpoint.file import CheckpointWriter, Data, Entry, tensor_of
+from dreambooth_core.checkpoint.recognise import EMA_PREFIX
 from dreambooth_core.config.schema import CreateConfig
 from dreambooth_core.errors import CheckpointError, InputError, ModelExistsError, NonFiniteError
 from dreambooth_core.families.base import Family, pairs_by_source
@@ -35,12 +36,12 @@ from dreambooth_core.job.storage import (
 )
 from dreambooth_core.job.workspace import ModelFolder, ModelInfo
 from dreambooth_core.stages.disk import require_space
+from dreambooth_core.stages.imported_settings import begin_with_settings_of
 from dreambooth_core.stages.side_settings import needed_settings
 from dreambooth_core.stages.source import Source, find_source
 
 PHASE = "create"
 EXTRAS = "extras"
-EMA_PREFIX = "model_ema."
 PROGRESS_SECONDS = 0.5
 DTYPE_LABELS = {"F16": "fp16", "BF16": "bf16", "F32": "fp32", "F64": "fp64"}
 
@@ -88,6 +89,7 @@ def run(config: CreateConfig, context: RunContext) -> dict[str, Any]:
         "tensors": len(source.pairs),
         "extras": sum(route.part == EXTRAS for route in routes.values()),
         "source_sha256": digest,
+        "imported": begin_with_settings_of(source.header.path, folder),
     }
 
 

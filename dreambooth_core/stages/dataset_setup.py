@@ -13,6 +13,7 @@ from dreambooth_core.families.base import Components
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted
 from dreambooth_core.stages.requests import Requests
+from dreambooth_core.stages.training_pictures import remarks
 
 PHASE = "caching latents"
 
@@ -27,7 +28,8 @@ def cache_latents(
     """Encode every picture in every form it can appear in; the VAE is not needed after.
 
     But for inpainting models, which see the pictures behind a new mask in every step. Always in
-    fp32, so that latents do not depend on the run's precision. Raises StopRequested.
+    fp32, so that latents do not depend on the run's precision. Tells first how the prompts are
+    used. Raises StopRequested.
     """
     model = context.workspace.model(config.model)
     family, device = FAMILIES[components.family], components.vae.device
@@ -41,12 +43,16 @@ def cache_latents(
         context.emit(PhaseProgress(PHASE, done, total))
         requests.stop_if_asked()
 
+    for line in remarks(config, training_set):
+        context.emit(Notice("info", line))
     cache = LatentCache(model.cache_dir if config.images.cache_latents == "disk" else None)
     source = LatentSource(
         cache,
         encode,
         vae_hash=model.read_info().source_sha256,
         with_pixels=components.paints_into_pictures(),
+        normalize=config.images.dynamic_normalization,
+        masks=config.images.masks,
     )
     variants = training_set.variants()
     context.emit(PhaseStarted(PHASE, len(variants), "images"))

@@ -15,7 +15,14 @@ from dreambooth_core.families import FAMILIES
 from dreambooth_core.families.base import AUTO, Config, Family, KeyPair, pairs_by_source
 from dreambooth_core.families.clip_text import END, START
 from dreambooth_core.families.open_clip_text import PAD
-from dreambooth_core.job.checkpoint_files import PIPELINE_FILE
+from dreambooth_core.job.checkpoint_files import (
+    EMA_FOLDER,
+    PEER_SETTINGS,
+    PEER_WEIGHTS,
+    PIPELINE_FILE,
+    SNAPSHOT_WEIGHTS,
+    is_weights_snapshot,
+)
 
 Found = dict[str, tuple[TensorInfo, Path]]
 """Where each weight of a component lies, by its name there."""
@@ -31,6 +38,12 @@ WEIGHTS = (
     "pytorch_model.bin",
 )
 """What a component's weights can be called, the best first; `<name>.index.json` tells of parts."""
+
+SAME_TIME_SECONDS = 2
+"""File systems that keep times in steps of this length cannot tell which file is newer."""
+
+COMPILED = "_orig_mod."
+"""What torch.compile puts before the names of weights."""
 
 ENCODER_FAMILIES = {"quick_gelu": "sd1", "gelu": "sd2"}
 """CLIP-L and OpenCLIP's ViT-H are told apart by their activation."""
@@ -49,7 +62,12 @@ class FolderSource:
 
 
 def read_folder(folder: Path, prediction_type: str = AUTO) -> FolderSource:
-    """Read a folder's configs and headers; raises CheckpointError for what cannot be used."""
+    """Read a folder's configs and headers; raises CheckpointError for what cannot be used.
+
+    Of a snapshot of the abandoned extension, what it lacks is taken from the model beside it.
+    """
+    snapshot = folder if is_weights_snapshot(folder) else None
+    folder = folder.parents[1] / PEER_WEIGHTS if snapshot else folder
     index = _read_json(folder / PIPELINE_FILE)
     family = _family(folder, index)
     configs = {name: _read_json(folder / name / "config.json") for name in family.networks}
@@ -58,7 +76,13 @@ def read_folder(folder: Path, prediction_type: str = AUTO) -> FolderSource:
     configs["scheduler"] = _scheduler(folder, scheduler, prediction_type)
     levels = len(configs["vae"]["block_out_channels"])
     configs["vae"]["sample_size"] = configs["unet"]["sample_size"] * 2 ** (levels - 1)
-    weights = {name: _weights(folder / name) for name in family.networks}
+    weights = {
+        name: _weights(folder / name, _names_by_age(folder / name)) for name in family.networks
+    }
+    if snapshot:
+        weights |= _snapshot_weights(snapshot)
+    elif (folder / EMA_FOLDER).is_dir():
+        weights[EMA_FOLDER] = _weights(folder / EMA_FOLDER, _names_by_age(folder / EMA_FOLDER))
     return FolderSource(_assemble(folder, family, configs, weights), family, configs)
 
 
@@ -132,9 +156,34 @@ def _scheduler(folder: Path, config: Config, told: str) -> Config:
     }
 
 
-def _weights(folder: Path) -> Found:
+def _names_by_age(folder: Path) -> Sequence[str]:
+    """Return what a component's weights can be called, the best first.
+
+    The abandoned extension's training wrote its files beside those that the model was made with,
+    under other names: there the newest counts.
+    """
+    if folder.parent.name != PEER_WEIGHTS or not (folder.parents[1] / PEER_SETTINGS).is_file():
+        return WEIGHTS
+
+    def age(name: str) -> float:
+        times = [path.stat().st_mtime for path in folder.glob(f"{name}*") if path.is_file()]
+        return -(max(times, default=0.0) // SAME_TIME_SECONDS)
+
+    return sorted(WEIGHTS, key=age)
+
+
+def _snapshot_weights(snapshot: Path) -> dict[str, Found]:
+    """Return where the weights in a snapshot lie, by component."""
+    found = {}
+    for component, names in SNAPSHOT_WEIGHTS.items():
+        if any((snapshot / name).is_file() for name in names):
+            found[component] = _weights(snapshot, names)
+    return found
+
+
+def _weights(folder: Path, names: Sequence[str]) -> Found:
     """Return where a component's weights lie; raises CheckpointError if there are none."""
-    for name in WEIGHTS:
+    for name in names:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
             paths = [folder / name]
@@ -148,7 +197,7 @@ def _weights(folder: Path) -> Found:
         }
     raise CheckpointError(
         f"{folder} holds no weights that can be read.",
-        remedy=f"It needs one of: {', '.join(WEIGHTS)}.",
+        remedy=f"It needs one of: {', '.join(names)}.",
     )
 
 
@@ -169,17 +218,29 @@ def _assemble(
     """Return the checkpoint in the layout of the family's published ones."""
     shapes = _published(folder, family, configs)
     tensors: dict[str, TensorInfo] = {}
+    averages: dict[str, TensorInfo] = {}
     elsewhere: dict[str, tuple[Piece, ...]] = {}
     for key, pairs in pairs_by_source(shapes).items():
-        first = shapes[pairs[0]]
-        found = [_find(folder, pair, shapes, weights[pair.component]) for pair in pairs]
-        elsewhere[key] = tuple(piece for piece, _ in found)
-        tensors[key] = _info(folder, key, pairs[0].source_shape(first), [each for _, each in found])
+        component = pairs[0].component
+        tensors[key], elsewhere[key] = _join(folder, key, pairs, shapes, weights[component])
+        if component == "unet" and EMA_FOLDER in weights:
+            name = family.ema_key(key)
+            joined = _join(folder, name, pairs, shapes, weights[EMA_FOLDER])
+            averages[name], elsewhere[name] = joined
     dtype = next(iter(tensors.values())).dtype
     for key, shape in family.unused_weights(configs).items():
         tensors[key], elsewhere[key] = _info(folder, key, shape, [dtype]), ()
     files = dict.fromkeys(path for found in weights.values() for _, path in found.values())
-    return Assembly(Header(folder, tensors, {}, 0), elsewhere, tuple(files))
+    return Assembly(Header(folder, tensors | averages, {}, 0), elsewhere, tuple(files))
+
+
+def _join(
+    folder: Path, key: str, pairs: Sequence[KeyPair], shapes: Shapes, weights: Found
+) -> tuple[TensorInfo, tuple[Piece, ...]]:
+    """Return a tensor of the checkpoint and the weights that it is made of."""
+    found = [_find(folder, pair, shapes, weights) for pair in pairs]
+    shape = pairs[0].source_shape(shapes[pairs[0]])
+    return _info(folder, key, shape, [each for _, each in found]), tuple(p for p, _ in found)
 
 
 def _published(folder: Path, family: Family, configs: Mapping[str, Config]) -> Shapes:
@@ -217,7 +278,7 @@ def _names(pair: KeyPair) -> list[str]:
     for new, old in OLD_NAMES.items():
         if pair.component == "vae" and f".{new}." in pair.target:
             names.append(pair.target.replace(f".{new}.", f".{old}."))
-    return names
+    return names + [COMPILED + name for name in names]
 
 
 def _info(folder: Path, key: str, shape: tuple[int, ...], dtypes: Sequence[str]) -> TensorInfo:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dreambooth_core.checkpoint.metadata import told_name
 from dreambooth_core.config.control import number_text
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.job.workspace import ModelFolder
@@ -20,6 +21,7 @@ def trained_lora_metadata(
 ) -> dict[str, str]:
     """Return the metadata of a LoRA that was trained on a model so far, with these settings."""
     model, side = model_metadata(folder, path), config.images.resolution
+    start = config.lora.start_from.strip()
     return {
         **model,
         **run_metadata(config, progress, averaged),
@@ -30,6 +32,7 @@ def trained_lora_metadata(
         "ss_text_encoder_lr": number_text(config.lora.text_encoder_learning_rate),
         "dreambooth.conv_rank": str(config.lora.conv_rank),
         "dreambooth.dora": str(config.lora.dora).lower(),
+        **({"dreambooth.started_from": told_name(Path(start))} if start else {}),
     }
 
 

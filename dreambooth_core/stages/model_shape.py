@@ -14,7 +14,7 @@ from dreambooth_core.checkpoint.header import (
     encode_header,
     read_header,
 )
-from dreambooth_core.checkpoint.recognise import UNET
+from dreambooth_core.checkpoint.recognise import UNET, ema_name
 from dreambooth_core.data.buckets import sides_quantum
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.job.workspace import ModelFolder
@@ -61,11 +61,6 @@ def text_encoders(folder: ModelFolder) -> list[str]:
     return sorted(path.name for path in folder.path.glob("text_encoder*"))
 
 
-def weight_count(folder: ModelFolder, component: str) -> int:
-    """Return how many numbers a component's weights have."""
-    return sum(map(prod, weight_shapes(folder, component).values()))
-
-
 def weight_shapes(folder: ModelFolder, component: str) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a component's weights by name."""
     headers = [read_header(path) for path in folder.component(component).glob("*.safetensors")]
@@ -88,19 +83,17 @@ def read_layout(folder: ModelFolder) -> Header:
     return Header(path, tensors, {}, 0)
 
 
-def host_keys(folder: ModelFolder) -> list[str]:
-    """Return the empty keys that hosts look for in the model's checkpoints and its source lacks."""
+def host_keys(folder: ModelFolder, zero_snr: bool = False) -> list[str]:
+    """Return the empty keys that hosts look for in the model's checkpoints and its source lacks.
+
+    `zero_snr` is whether training made the noise schedule end in pure noise.
+    """
     path = folder.component("scheduler") / "scheduler_config.json"
     scheduler = _read_config(path)
     wanted = [V_PREDICTION_KEY] if scheduler["prediction_type"] == "v_prediction" else []
-    wanted += [ZERO_SNR_KEY] if scheduler.get("rescale_betas_zero_snr") else []
+    wanted += [ZERO_SNR_KEY] if zero_snr or scheduler.get("rescale_betas_zero_snr") else []
     there = read_layout(folder).tensors
     return [key for key in wanted if key not in there]
-
-
-def ema_name(key: str) -> str:
-    """Return what the original training code calls the running average of a weight."""
-    return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
 def checkpoint_bytes(folder: ModelFolder, dtype: str, ema_keys: bool = False) -> int:

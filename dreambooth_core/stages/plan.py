@@ -13,6 +13,7 @@ from typing import Any
 
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.data.examples import Example
+from dreambooth_core.errors import InputError
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import (
     ClassImagesPlanned,
@@ -23,11 +24,14 @@ from dreambooth_core.job.events import (
     PhaseStarted,
     PlanMade,
     PlannedImage,
+    Preflight,
 )
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.class_image_plan import ConceptPlan, plan_concept
 from dreambooth_core.stages.model_shape import model_quantum
 from dreambooth_core.stages.planned_files import Foreseen, plan_files
+from dreambooth_core.stages.preflight.machine import find_machine
+from dreambooth_core.stages.preflight.report import Words, check_files, errors_of, report
 from dreambooth_core.stages.requests import Requests, StopRequested
 from dreambooth_core.stages.saved_states import Progress, state_progress, state_to_resume
 from dreambooth_core.stages.training_pictures import (
@@ -35,6 +39,8 @@ from dreambooth_core.stages.training_pictures import (
     count_class_images,
     find_instances,
     foresee_class_images,
+    remarks,
+    shapes_line,
 )
 from dreambooth_core.stages.training_plan import make_plan, plan_lines, progress_at
 
@@ -43,29 +49,85 @@ ROWS_PER_EVENT = 200
 
 
 def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:
-    """Say what training with these settings would do."""
+    """Say what training with these settings would do, and what would stand in its way."""
     try:
-        concepts = list(look_at_concepts(config, context))
+        outlook = look_ahead(config, context, Requests(context.commands))
     except StopRequested:
         return {"model": config.model, "stopped": True}
+    problems = len(errors_of(outlook.preflight.findings))
+    if outlook.foreseen is None or outlook.files is None:
+        context.emit(outlook.preflight)
+        return {"model": config.model, "errors": problems}
+    _tell_plan(outlook.foreseen, outlook.concepts, context)
+    context.emit(outlook.files)
+    context.emit(outlook.preflight)
+    return {**_summary(outlook.foreseen, outlook.concepts, outlook.files), "errors": problems}
+
+
+@dataclasses.dataclass(frozen=True)
+class Outlook:
+    """What a training is going to do; nothing is foreseen of one whose files are unusable."""
+
+    preflight: Preflight
+    concepts: list[ConceptPictures]
+    foreseen: Foreseen | None = None
+    files: FilesPlanned | None = None
+
+
+def look_ahead(config: TrainConfig, context: RunContext, requests: Requests) -> Outlook:
+    """Return what training with these settings is going to do; raises StopRequested."""
+    machine = find_machine(config.precision.device)
+    found = check_files(config, context, requests)
+    if errors_of(found):
+        given = (machine.device, machine.vram_bytes, machine.ram_bytes)
+        return Outlook(Preflight(found, [], *given), [])
+    concepts = list(look_at_concepts(config, context))
     foreseen = foresee(config, context, concepts)
-    plan, files = foreseen.plan, plan_files(foreseen)
-    context.emit(PlanMade(plan_lines(config, plan, context.workspace)))
+    files = plan_files(foreseen)
+    words = [Words(concept.instances, concept.classes) for concept in concepts]
+    return Outlook(report(found, foreseen, words, files, machine), concepts, foreseen, files)
+
+
+def refuse_or_warn(config: TrainConfig, context: RunContext, requests: Requests) -> None:
+    """Tell what was found before a training; raises InputError where it would fail.
+
+    Raises StopRequested if the training is told to end.
+    """
+    findings = look_ahead(config, context, requests).preflight.findings
+    for finding in findings:
+        context.emit(Notice(finding.level, f"{finding.message} {finding.remedy}".rstrip()))
+    errors = errors_of(findings)
+    if errors:
+        more = f" There are {len(errors) - 1} more such problems." if len(errors) > 1 else ""
+        raise InputError(errors[0].message + more, remedy=errors[0].remedy)
+
+
+def _tell_plan(
+    foreseen: Foreseen, concepts: Sequence[ConceptPictures], context: RunContext
+) -> None:
+    config = foreseen.config
+    lines = plan_lines(config, foreseen.plan, context.workspace)
+    context.emit(PlanMade([*lines, shapes_line(foreseen.training_set)]))
     for number, concept in enumerate(concepts, start=1):
         context.emit(_class_images_of(concept.class_plan, number))
     rows = list(image_rows(foreseen, concepts))
     for start in range(0, len(rows), ROWS_PER_EVENT):
         context.emit(ImagesPlanned(rows[start : start + ROWS_PER_EVENT]))
-    context.emit(files)
-    if files.needed_bytes > files.free_bytes:
-        context.emit(_no_room(files))
+    for line in remarks(config, foreseen.training_set):
+        context.emit(Notice("info", line))
+
+
+def _summary(
+    foreseen: Foreseen, concepts: Sequence[ConceptPictures], files: FilesPlanned
+) -> dict[str, Any]:
+    plan = foreseen.plan
     return {
-        "model": config.model,
+        "model": foreseen.config.model,
         "instance_images": plan.instance_images,
         "class_images": len(foreseen.training_set.classes),
         "class_images_to_generate": sum(len(c.class_plan.missing) for c in concepts),
         "steps_per_epoch": plan.steps_per_epoch,
-        "steps": plan.total_steps - plan.start.step,
+        "steps": plan.last_step - plan.start.step,
         "total_steps": plan.total_steps,
         "checkpoints": sum(row.path.endswith(".safetensors") for row in files.rows),
         "needed_bytes": files.needed_bytes,
@@ -110,8 +172,9 @@ def foresee(
         config,
         instance_images=len(instances),
         class_images=count_class_images(config),
+        shown_images=training_set.shown_per_epoch,
         steps_per_epoch=training_set.steps_per_epoch,
-        start=_start(config, context.workspace.model(config.model)),
+        start=starting_point(config, context.workspace.model(config.model)),
     )
     class_plans = [concept.class_plan for concept in concepts]
     return Foreseen(config, context.workspace, plan, class_plans, training_set)
@@ -120,7 +183,7 @@ def foresee(
 def image_rows(foreseen: Foreseen, concepts: Sequence[ConceptPictures]) -> Iterator[PlannedImage]:
     """Yield a row for every picture: instance images first, each kind concept by concept."""
     plan = foreseen.plan
-    end = progress_at(plan, plan.total_steps)
+    end = progress_at(plan, plan.last_step)
     before = foreseen.training_set.times_shown(plan.start.epoch, plan.start.position)
     after = foreseen.training_set.times_shown(end.epoch, end.position)
     kinds = (
@@ -139,14 +202,15 @@ def _row(kind: str, concept: int, example: Example, repeats: int) -> PlannedImag
         file=str(example.path),
         kind=kind,
         concept=concept,
-        prompt=example.prompt,
+        prompt=" | ".join(example.prompts),
         bucket=f"{width}x{height}",
         repeats=repeats,
         exists=example.path.exists(),
     )
 
 
-def _start(config: TrainConfig, model: ModelFolder) -> Progress:
+def starting_point(config: TrainConfig, model: ModelFolder) -> Progress:
+    """Return how far the training is that a run goes on from; at its beginning if there is none."""
     return state_progress(state_to_resume(model)) if config.resume else Progress()
 
 
@@ -154,9 +218,3 @@ def _class_images_of(plan: ConceptPlan, number: int) -> ClassImagesPlanned:
     return ClassImagesPlanned(
         number, len(plan.own), len(plan.made), len(plan.missing), str(plan.folder)
     )
-
-
-def _no_room(files: FilesPlanned) -> Notice:
-    needed, free = files.needed_bytes / 2**30, files.free_bytes / 2**30
-    message = f"The files of this run need about {needed:.1f} GB, and {free:.1f} GB are free."
-    return Notice("warning", f"{message} Free some space, or save less often.")

@@ -7,6 +7,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from dreambooth_core.adapters.targets import adapter_numbers
@@ -17,15 +18,16 @@ from dreambooth_core.job.checkpoint_files import card_path, card_picture_path, s
 from dreambooth_core.job.events import FilesPlanned, PlannedFile
 from dreambooth_core.job.workspace import ModelFolder, Workspace
 from dreambooth_core.stages.class_image_plan import ConceptPlan
+from dreambooth_core.stages.learning_weights import learning_weights
 from dreambooth_core.stages.lora_sizes import adapter_sizes
 from dreambooth_core.stages.model_shape import (
     SAVED_DTYPES,
     checkpoint_bytes,
     latent_numbers,
     text_encoders,
-    weight_count,
     weight_shapes,
 )
+from dreambooth_core.stages.optimizer_sizes import OPTIMIZER_SIZES
 from dreambooth_core.stages.saved_states import state_folder
 from dreambooth_core.stages.training_plan import (
     TrainingPlan,
@@ -50,8 +52,6 @@ LORA_LAYER_BYTES = 512
 """What a LoRA file's header says of a layer, about."""
 
 FP32_BYTES = 4
-MOMENTS = {"lion": 1, "adamw": 2}
-"""Numbers that an optimizer remembers for each weight."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Foreseen:
     @property
     def steps(self) -> range:
         """The steps that are made, from 1."""
-        return range(self.plan.start.step + 1, self.plan.total_steps + 1)
+        return range(self.plan.start.step + 1, self.plan.last_step + 1)
 
 
 def plan_files(foreseen: Foreseen) -> FilesPlanned:
@@ -168,7 +168,7 @@ def _saved_bytes(foreseen: Foreseen) -> int:
 def _states(foreseen: Foreseen) -> Iterator[PlannedFile]:
     config, plan = foreseen.config, foreseen.plan
     steps = [s for s in foreseen.steps if what_is_due(config, progress_at(plan, s)).state]
-    steps = list(dict.fromkeys([*steps, plan.total_steps]))
+    steps = list(dict.fromkeys([*steps, plan.last_step]))
     size = _state_bytes(foreseen)
     first_kept = len(steps) - config.saving.keep_states
     for number, step in enumerate(steps):
@@ -179,9 +179,13 @@ def _states(foreseen: Foreseen) -> Iterator[PlannedFile]:
 
 def _state_bytes(foreseen: Foreseen) -> int:
     config = foreseen.config
-    numbers = sum(_trained_numbers(foreseen, part) for part in _parts(foreseen))
-    copies = 1 + config.ema.enabled + MOMENTS[config.optimizer.name]
-    return FP32_BYTES * numbers * copies
+    kept = FP32_BYTES * (1 + config.ema.enabled) + OPTIMIZER_SIZES[config.optimizer.name].state
+    return round(kept * learning_numbers(foreseen))
+
+
+def learning_numbers(foreseen: Foreseen) -> int:
+    """Return how many numbers learn in a training: weights, or those of its LoRA."""
+    return sum(_trained_numbers(foreseen, part) for part in _parts(foreseen))
 
 
 def _parts(foreseen: Foreseen) -> list[str]:
@@ -192,7 +196,8 @@ def _parts(foreseen: Foreseen) -> list[str]:
 def _trained_numbers(foreseen: Foreseen, part: str) -> int:
     if foreseen.config.lora.enabled:
         return sum(_adapter_numbers(foreseen, part))
-    return weight_count(foreseen.model, part)
+    shapes = weight_shapes(foreseen.model, part)
+    return sum(prod(shapes[name]) for name in learning_weights(foreseen.config, part, shapes))
 
 
 def _adapter_numbers(foreseen: Foreseen, part: str) -> Iterator[int]:
@@ -204,7 +209,7 @@ def _adapter_numbers(foreseen: Foreseen, part: str) -> Iterator[int]:
 def _when(plan: TrainingPlan, step: int) -> str:
     progress = progress_at(plan, step)
     epoch = progress.epoch if progress.position == 0 else progress.epoch + 1
-    end = "at the end, " if step == plan.total_steps else ""
+    end = "at the end, " if step == plan.last_step else ""
     return f"{end}step {step}, epoch {epoch}"
 
 

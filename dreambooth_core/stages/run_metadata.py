@@ -10,10 +10,11 @@ from dreambooth_core.checkpoint.metadata import (
     Description,
     checkpoint_metadata,
     flat_metadata,
+    told_name,
     training_metadata,
 )
 from dreambooth_core.config.control import number_text
-from dreambooth_core.config.schema import TrainConfig
+from dreambooth_core.config.schema import LossSection, TrainConfig
 from dreambooth_core.config.serialize import to_dict
 from dreambooth_core.families import family_of
 from dreambooth_core.families.loading import read_configs
@@ -35,7 +36,7 @@ def model_metadata(folder: ModelFolder, path: Path) -> dict[str, str]:
     )
     told = {
         "ss_output_name": path.stem,
-        "ss_sd_model_name": PureWindowsPath(info.source).name,
+        "ss_sd_model_name": told_name(PureWindowsPath(info.source)),
         "ss_new_sd_model_hash": info.source_sha256,
         "ss_base_model_version": family.lora_base_version,
         "ss_v2": str(family.lora_base_version.startswith("sd_v2")),
@@ -52,7 +53,7 @@ def run_metadata(config: TrainConfig, progress: Progress, averaged: bool) -> dic
         "ss_seed": str(config.seed),
         "ss_steps": str(progress.step),
         "ss_epoch": str(progress.epoch),
-        "ss_num_epochs": str(config.intervals.epochs),
+        "ss_num_epochs": str(config.intervals.epochs or progress.epoch),
         "ss_batch_size_per_device": str(config.batch.batch_size),
         "ss_gradient_accumulation_steps": str(config.batch.gradient_accumulation_steps),
         "ss_unet_lr": number_text(config.learning_rate.unet),
@@ -61,11 +62,30 @@ def run_metadata(config: TrainConfig, progress: Progress, averaged: bool) -> dic
         "ss_optimizer": config.optimizer.name,
         "ss_mixed_precision": config.precision.mixed_precision,
         "ss_prior_loss_weight": number_text(config.loss.prior_loss_weight),
+        **_loss_metadata(config.loss),
         "dreambooth.config_sha256": settings_sha256(config),
     }
     words = trigger_words(config)
     trained = training_metadata(progress.step, progress.epoch, words, uses_ema=averaged)
     return {**trained, **flat_metadata(told)}
+
+
+def _loss_metadata(loss: LossSection) -> dict[str, str]:
+    """Return what was switched on of the loss and the noise, under the names that are known."""
+    settings = {
+        "ss_noise_offset": loss.offset_noise,
+        "ss_multires_noise_iterations": loss.multires_noise_iterations,
+        "ss_multires_noise_discount": loss.multires_noise_iterations
+        and loss.multires_noise_discount,
+        "ss_ip_noise_gamma": loss.input_perturbation,
+        "ss_min_snr_gamma": loss.min_snr_gamma,
+    }
+    numbers = {name: number_text(value) for name, value in settings.items() if value}
+    marks = {
+        "ss_debiased_estimation": loss.debiased_estimation,
+        "ss_zero_terminal_snr": loss.zero_terminal_snr,
+    }
+    return {**numbers, **{name: str(value) for name, value in marks.items() if value}}
 
 
 def trigger_words(config: TrainConfig) -> list[str]:

@@ -49,11 +49,12 @@ def run(config: SaveConfig, context: RunContext) -> dict[str, Any]:
         context.workspace.checkpoints_dir, config.name or folder.name, step, config.subfolder
     )
     metadata: dict[str, str] = {}
+    zero_snr = trained.settings is not None and trained.settings.loss.zero_terminal_snr
     if trained.settings is not None:
         averaged = config.use_ema and trained.settings.ema.enabled
         metadata = run_metadata(trained.settings, trained.progress, averaged)
     written = save_checkpoint(
-        folder, path, trained.weights, config.dtype, metadata, trained.averages
+        folder, path, trained.weights, config.dtype, metadata, trained.averages, zero_snr
     )
     remember_checkpoint(folder, path)
     if trained.settings is not None:
@@ -75,19 +76,21 @@ def save_checkpoint(
     dtype: str,
     metadata: Mapping[str, str] | None = None,
     averages: Averages | None = None,
+    zero_snr: bool = False,
 ) -> WrittenFile:
     """Write the base with `weights` (component, then name) laid over it, all or nothing.
 
     `dtype` is "fp16", "bf16", "fp32", or "source" for each tensor's dtype in the source file;
     `metadata` is added to what every checkpoint says about itself; `averages` are written beside
-    the weights. The `.yaml` that belongs to it, if any, is written first. Raises NonFiniteError
-    naming a weight that is NaN or infinite.
+    the weights; `zero_snr` marks a schedule that training made end in pure noise. The `.yaml` that
+    belongs to it, if any, is written first. Raises NonFiniteError naming a weight that is NaN or
+    infinite.
     """
     header = {**model_metadata(folder, path), **flat_metadata(metadata or {})}
-    side, settings = side_path(path), side_settings(folder)
+    side, settings = side_path(path), side_settings(folder, zero_snr)
     try:
         with ExitStack() as stack:
-            entries = checkpoint_entries(folder, weights, dtype, stack, averages)
+            entries = checkpoint_entries(folder, weights, dtype, stack, averages, zero_snr)
             require_space(path.parent, sum(entry.size for entry in entries), "The checkpoint")
             if settings is not None:
                 atomic_write_bytes(side, settings)

@@ -10,6 +10,7 @@ from dreambooth_core.config.serialize import from_dict
 from dreambooth_core.errors import InputError
 from dreambooth_core.families import load_components
 from dreambooth_core.families.base import Components
+from dreambooth_core.families.loading import end_in_noise
 from dreambooth_core.job.checkpoint_files import checkpoint_path
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import LoraSaved
@@ -51,8 +52,12 @@ def load_state_components(folder: ModelFolder, state: Path, use_ema: bool) -> Co
     """Load a model as a training state has it: with its trained weights, or with its LoRA."""
     weights = trained_weights(state, use_ema)
     if is_lora_state(state):
-        return load_with_adapters(folder, _settings(state).lora, weights)
-    return load_components(folder, weights=weights)
+        components = load_with_adapters(folder, _settings(state).lora, weights)
+    else:
+        components = load_components(folder, weights=weights)
+    if read_intact(state)["settings"].get("loss", {}).get("zero_terminal_snr", False):
+        end_in_noise(components)
+    return components
 
 
 def _settings(state: Path) -> TrainConfig:

@@ -17,7 +17,9 @@ from dreambooth_core.job.workspace import ModelFolder
 
 STATE_VERSION = 1
 PROGRESS_FILE = "progress.json"
-OPTIMIZER_FILE = "optimizer.pt"
+OPTIMIZER_FILE = "optimizer.safetensors"
+OLD_OPTIMIZER_FILE = "optimizer.pt"
+"""How it is called in states that were written before it was a `.safetensors` file."""
 EMA_FILE = "ema.safetensors"
 
 

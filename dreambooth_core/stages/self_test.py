@@ -16,7 +16,8 @@ from dreambooth_core.errors import OverlayError
 
 PACKAGES = (
     *("accelerate", "diffusers", "huggingface_hub", "lion_pytorch", "peft", "prodigyopt"),
-    *("safetensors", "schedulefree", "tensorboard", "tokenizers", "transformers"),
+    *("pytorch_optimizer", "safetensors", "schedulefree", "tensorboard", "tokenizers"),
+    "transformers",
 )
 
 

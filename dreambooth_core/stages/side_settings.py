@@ -17,6 +17,7 @@ from dreambooth_core.families import family_of
 from dreambooth_core.families.base import Config, Family
 from dreambooth_core.families.ldm_unet import paints_in
 from dreambooth_core.families.loading import read_configs
+from dreambooth_core.families.noise_schedule import ending_in_noise
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.model_shape import read_layout
 
@@ -26,12 +27,19 @@ SGM = "sgm.modules.diffusionmodules"
 SIZE_INPUTS = ("original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple")
 
 
-def side_settings(folder: ModelFolder) -> bytes | None:
-    """Return what belongs beside the model's checkpoints; None if the weights tell everything."""
+def side_settings(folder: ModelFolder, zero_snr: bool = False) -> bytes | None:
+    """Return what belongs beside the model's checkpoints; None if the weights tell everything.
+
+    `zero_snr` is whether training made the noise schedule end in pure noise. The source's own file
+    is kept as it is; the checkpoint's key tells it then.
+    """
     if folder.kept_side_file.exists():
         return folder.kept_side_file.read_bytes()
     family = family_of(folder)
-    return needed_settings(family, read_layout(folder), read_configs(folder, family))
+    configs = read_configs(folder, family)
+    if zero_snr:
+        configs["scheduler"] = ending_in_noise(configs["scheduler"])
+    return needed_settings(family, read_layout(folder), configs)
 
 
 def needed_settings(family: Family, layout: Header, configs: Configs) -> bytes | None:

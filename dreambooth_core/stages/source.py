@@ -13,7 +13,7 @@ from dreambooth_core.errors import InputError
 from dreambooth_core.families import detect
 from dreambooth_core.families.base import AUTO, Config, Family, KeyPair
 from dreambooth_core.families.side_file import Side, read_side_file
-from dreambooth_core.job.checkpoint_files import PIPELINE_FILE, find_vae, is_pipeline_folder
+from dreambooth_core.job.checkpoint_files import PIPELINE_FILE, find_vae, is_diffusers_model
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.stages.folder_source import read_folder
 
@@ -49,7 +49,7 @@ def read_source(path: Path, vae: Path | None = None, prediction_type: str = AUTO
 
     `vae` is a file whose VAE takes the place of the checkpoint's own.
     """
-    if is_pipeline_folder(path):
+    if is_diffusers_model(path):
         return _folder_source(path, vae, prediction_type)
     header = read_header(path)
     assembly = Assembly(header)
@@ -101,7 +101,7 @@ def _has_vae(header: Header) -> bool:
 def _source_path(config: CreateConfig, workspace: Workspace) -> Path:
     path = Path(config.source).expanduser()
     if config.source.strip() and path.is_dir():
-        if is_pipeline_folder(path):
+        if is_diffusers_model(path):
             return path.absolute()
         raise InputError(
             f"{config.source} is a folder without a {PIPELINE_FILE}.",

@@ -7,20 +7,37 @@ the arithmetic of steps and epochs in `training_plan.py`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dreambooth_core.config.schema import TrainConfig
-from dreambooth_core.data.loading import Batch
+from dreambooth_core.data.dataset import TrainingSet
+from dreambooth_core.data.examples import Example
+from dreambooth_core.data.loading import Batch, LatentSource
 from dreambooth_core.families import FAMILIES, load_components
+from dreambooth_core.families.base import Components
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import Notice, PhaseStarted, PlanMade
 from dreambooth_core.optim.build import set_learning_rates
 from dreambooth_core.optim.lr import lr_factor
+from dreambooth_core.optim.schedule_free import learnt_weights, retire
 from dreambooth_core.stages.class_images import ensure_class_images
 from dreambooth_core.stages.dataset_setup import cache_latents
-from dreambooth_core.stages.device import place
+from dreambooth_core.stages.device import (
+    apply_precision,
+    place,
+    require_support,
+    resolve_device,
+)
+from dreambooth_core.stages.gradients import GradientLimits
+from dreambooth_core.stages.lora_start import Start, begin_with, lora_to_start_from
 from dreambooth_core.stages.lora_training import require_same_adapters
-from dreambooth_core.stages.prompt_encoder import PromptEncoder
+from dreambooth_core.stages.network_setup import first_norms, keep_norms, prepare_networks
+from dreambooth_core.stages.noise_setup import check_schedule, training_schedule
+from dreambooth_core.stages.optimizer_setup import require_optimizer
+from dreambooth_core.stages.pausing import pause
+from dreambooth_core.stages.plan import refuse_or_warn
+from dreambooth_core.stages.prompt_encoder import make_prompt_encoder
 from dreambooth_core.stages.requests import Requests, StopRequested
 from dreambooth_core.stages.saved_states import Progress, state_to_resume
 from dreambooth_core.stages.training_output import (
@@ -37,6 +54,7 @@ from dreambooth_core.stages.training_pictures import (
     find_instances,
 )
 from dreambooth_core.stages.training_plan import (
+    TrainingPlan,
     make_plan,
     plan_lines,
     preview_prompts,
@@ -47,63 +65,87 @@ from dreambooth_core.stages.training_setup import (
     changed_settings,
     make_accelerator,
     prepare_ema,
-    prepare_networks,
-    prepare_optimizer,
     prepare_prompts,
+    prepare_rounding_optimizer,
     step_batches,
 )
 from dreambooth_core.stages.training_state import TrainingState, load_state
-from dreambooth_core.stages.training_step import Objective, StepResult, train_step
+from dreambooth_core.stages.training_step import (
+    Objective,
+    StepResult,
+    train_step,
+    weighed_in_epoch,
+)
 
 
 def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:
     """Train a model as `config` says and return a summary; ends early when told to."""
+    requests = Requests(context.commands)
+    require_support(config.precision, resolve_device(config.precision.device))
     try:
-        trainer = prepare(config, context, Requests(context.commands))
+        refuse_or_warn(config, context, requests)
+        trainer = prepare(config, context, requests)
     except StopRequested:
         return {"model": config.model, "run_id": context.run_id, "steps": 0, "stopped": True}
     finished = train(trainer)
     return finish(trainer, finished)
 
 
-def prepare(config: TrainConfig, context: RunContext, requests: Requests) -> Trainer:
-    """Put a run together up to its first step; raises StopRequested if told to end before it."""
+def find_pictures(
+    config: TrainConfig,
+    context: RunContext,
+    components: Components,
+    instances: Sequence[Example],
+    requests: Requests,
+) -> tuple[TrainingSet, LatentSource]:
+    """Return a run's pictures and latents; the untouched model paints the class images it lacks."""
+    quantum = FAMILIES[components.family].quantum(components)
+    class_images = ensure_class_images(config, context, components)
+    if class_images.stopped:
+        raise StopRequested
+    training_set = arrange(config, instances, find_class_images(config, quantum, class_images))
+    return training_set, cache_latents(config, context, components, training_set, requests)
+
+
+def prepare(
+    config: TrainConfig,
+    context: RunContext,
+    requests: Requests,
+    find: Callable[..., tuple[TrainingSet, LatentSource]] = find_pictures,
+) -> Trainer:
+    """Put a run together up to its first step; raises StopRequested if told to end before it.
+
+    `find` takes what `find_pictures` does.
+    """
     # -- load
     accelerator = make_accelerator(config)
     device = accelerator.device
+    require_optimizer(config, device)
     state = find_state(config, context)
     components = load_components(context.workspace.model(config.model))
+    apply_precision(config.precision, components)
+    check_schedule(config.loss, components)
     place(components, device)
+    start = Start({}) if state else lora_to_start_from(config, context, components)
 
     # -- plan
     quantum = FAMILIES[components.family].quantum(components)
     instances = find_instances(config, quantum)
-    plan = make_plan(
-        config,
-        instance_images=len(instances),
-        class_images=count_class_images(config),
-        steps_per_epoch=arrange(config, instances).steps_per_epoch,
-        start=state.progress if state else Progress(),
-    )
+    plan = plan_run(config, instances, state.progress if state else Progress())
     context.emit(PlanMade(plan_lines(config, plan, context.workspace)))
 
-    # -- class images, painted by the untouched model where they are short
-    class_images = ensure_class_images(config, context, components)
-    if class_images.stopped:
-        raise StopRequested
-
-    # -- dataset and cache
-    classes = find_class_images(config, quantum, class_images)
-    training_set = arrange(config, instances, classes)
-    latents = cache_latents(config, context, components, training_set, requests)
+    # -- pictures: class images, dataset and cache
+    training_set, latents = find(config, context, components, instances, requests)
 
     # -- networks, optimizer, EMA, with what the state remembers of them
+    norms = first_norms(config, components)
     parts = prepare_networks(config, components, plan, state, device)
-    optimizer = prepare_optimizer(config, accelerator, parts, state)
+    begin_with(start, parts)
+    optimizer = prepare_rounding_optimizer(config, accelerator, parts, state, plan.start.step)
     ema = prepare_ema(config, parts, state)
-    encode = PromptEncoder(components, config.text_encoder.clip_skip)
+    encode = make_prompt_encoder(config, components)
     prepare_prompts(accelerator, encode, parts, components, training_set)
-    alphas_cumprod = components.noise_scheduler.alphas_cumprod.to(device)
+    alphas_cumprod = training_schedule(config.loss, components).to(device)
     return Trainer(
         config=config,
         context=context,
@@ -116,28 +158,51 @@ def prepare(config: TrainConfig, context: RunContext, requests: Requests) -> Tra
         plan=plan,
         optimizer=optimizer,
         ema=ema,
+        norms=norms,
         progress=plan.start,
         requests=requests,
     )
 
 
+def plan_run(config: TrainConfig, instances: Sequence[Example], start: Progress) -> TrainingPlan:
+    """Return how long a run on these instance images is."""
+    epoch = arrange(config, instances)
+    return make_plan(
+        config,
+        instance_images=len(instances),
+        class_images=count_class_images(config),
+        shown_images=epoch.shown_per_epoch,
+        steps_per_epoch=epoch.steps_per_epoch,
+        start=start,
+    )
+
+
 def train(trainer: Trainer) -> bool:
-    """Step to the end of the plan and return True, or False if a command ended it before."""
+    """Step to the end of the plan and return True, or False if it is not reached by this run."""
     trainer.context.emit(PhaseStarted("training", trainer.plan.total_steps, "steps"))
-    while trainer.progress.step < trainer.plan.total_steps:
+    while trainer.progress.step < trainer.plan.last_step:
         if answer_commands(trainer):
             return False
-        freeze_text_encoder_if_due(trainer)
-        began, epoch = time.monotonic(), trainer.progress.epoch
-        batches = next_batches(trainer)
-        rates = set_learning_rates(trainer.optimizer, learning_rate_factor(trainer))
-        result = make_step(trainer, batches)
-        trainer.progress = trainer.plan.after(trainer.progress)
-        if trainer.ema is not None:
-            trainer.ema.update(trainer.progress.step)
-        report_step(trainer, epoch, result, rates, time.monotonic() - began)
+        take_step(trainer)
         write_what_is_due(trainer)
-    return True
+        pause_if_due(trainer)
+    return trainer.plan.last_step == trainer.plan.total_steps
+
+
+def take_step(trainer: Trainer) -> None:
+    """Make the next step of the plan and report it; nothing is written."""
+    freeze_text_encoder_if_due(trainer)
+    began, epoch = time.monotonic(), trainer.progress.epoch
+    batches = next_batches(trainer)
+    rates = set_learning_rates(trainer.optimizer, learning_rate_factor(trainer))
+    result = make_step(trainer, batches)
+    if trainer.norms is not None:
+        keep_norms(trainer.norms, trainer.components.unet)
+    trainer.progress = trainer.plan.after(trainer.progress)
+    if trainer.ema is not None:
+        with learnt_weights(trainer.optimizer):
+            trainer.ema.update(trainer.progress.step)
+    report_step(trainer, epoch, result, rates, time.monotonic() - began)
 
 
 def finish(trainer: Trainer, finished: bool) -> dict[str, Any]:
@@ -206,11 +271,7 @@ def freeze_text_encoder_if_due(trainer: Trainer) -> None:
     due = trainer.progress.step == trainer.plan.text_encoder_steps
     if not trained or not due or trainer.plan.start == trainer.progress:
         return
-    optimizer = trainer.optimizer.optimizer
-    for group in [g for g in optimizer.param_groups if g["name"] in trained]:
-        optimizer.param_groups.remove(group)
-        for parameter in group["params"]:
-            optimizer.state.pop(parameter, None)
+    retire(trainer.optimizer.optimizer, trained)
     for name in trained:
         trainer.parts[name].requires_grad_(False)
         encoders[name].eval()
@@ -220,7 +281,9 @@ def freeze_text_encoder_if_due(trainer: Trainer) -> None:
 
 def next_batches(trainer: Trainer) -> list[Batch]:
     """Return the next step's micro-batches, their latents from the cache."""
-    return [trainer.latents.batch(part) for part in next(trainer.upcoming).micro_batches]
+    step = next(trainer.upcoming)
+    batches = (trainer.latents.batch(part) for part in step.micro_batches)
+    return [weighed_in_epoch(batch, trainer.config.loss, step.epoch) for batch in batches]
 
 
 def learning_rate_factor(trainer: Trainer) -> float:
@@ -234,6 +297,7 @@ def learning_rate_factor(trainer: Trainer) -> float:
         min_factor=settings.min_factor,
         cycles=settings.cycles,
         power=settings.power,
+        decay_share=settings.decay_share,
     )
 
 
@@ -246,7 +310,8 @@ def make_step(trainer: Trainer, batches: list[Batch]) -> StepResult:
         batches,
         seed=trainer.config.seed,
         step=trainer.progress.step,
-        max_grad_norm=trainer.config.batch.max_grad_norm,
+        limits=GradientLimits.of(trainer.config),
+        set_to_none=trainer.config.batch.set_to_none,
     )
 
 
@@ -259,3 +324,11 @@ def write_what_is_due(trainer: Trainer) -> None:
         write_checkpoint_file(trainer)
     if due.state:
         write_state(trainer)
+
+
+def pause_if_due(trainer: Trainer) -> None:
+    """Rest after the epochs that the settings say; commands are answered, a stop ends the rest."""
+    intervals, progress = trainer.config.intervals, trainer.progress
+    every, is_over = intervals.pause_every_epochs, progress.step >= trainer.plan.last_step
+    if every and not is_over and progress.position == 0 and progress.epoch % every == 0:
+        pause(intervals.pause_seconds, lambda: answer_commands(trainer), trainer.context.emit)

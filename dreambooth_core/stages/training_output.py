@@ -22,17 +22,19 @@ from dreambooth_core.job.events import (
     StateSaved,
     StepDone,
 )
+from dreambooth_core.optim.schedule_free import learnt_weights
 from dreambooth_core.stages.checkpoint_entries import Averages
 from dreambooth_core.stages.lora_metadata import pictures_metadata, trained_lora_metadata
 from dreambooth_core.stages.lora_training import save_lora
 from dreambooth_core.stages.model_card import write_card
+from dreambooth_core.stages.optimizer_setup import optimizer_memory
 from dreambooth_core.stages.png import save_png
 from dreambooth_core.stages.run_metadata import run_metadata
 from dreambooth_core.stages.sampling import generate, picture_info
 from dreambooth_core.stages.save import remember_checkpoint, save_checkpoint
 from dreambooth_core.stages.saved_states import keep_newest
 from dreambooth_core.stages.training_plan import checkpoint_file, preview_file, preview_prompts
-from dreambooth_core.stages.training_setup import Trainer, optimizer_memory
+from dreambooth_core.stages.training_setup import Trainer
 from dreambooth_core.stages.training_state import (
     Tensors,
     TrainingState,
@@ -70,7 +72,12 @@ def report_step(
 
 
 def write_checkpoint_file(trainer: Trainer) -> Path:
-    """Write the present weights, or their EMA, as a checkpoint or LoRA for the WebUI."""
+    """Write what has been learnt, or its EMA, as a checkpoint or LoRA for the WebUI."""
+    with learnt_weights(trainer.optimizer):
+        return _write_checkpoint_file(trainer)
+
+
+def _write_checkpoint_file(trainer: Trainer) -> Path:
     config, step, epoch = trainer.config, trainer.progress.step, trainer.progress.epoch
     path = checkpoint_file(config, trainer.context.workspace, step)
     averaged = trainer.ema is not None and config.saving.use_ema
@@ -80,7 +87,13 @@ def write_checkpoint_file(trainer: Trainer) -> Path:
         metadata = run_metadata(config, trainer.progress, averaged)
         weights = _weights_to_save(trainer)
         written = save_checkpoint(
-            trainer.model, path, weights, config.saving.dtype, metadata, _averages(trainer)
+            trainer.model,
+            path,
+            weights,
+            config.saving.dtype,
+            metadata,
+            _averages(trainer),
+            config.loss.zero_terminal_snr,
         )
         remember_checkpoint(trainer.model, path)
     trainer.checkpoints[step] = path
@@ -124,7 +137,8 @@ def write_state(trainer: Trainer) -> Path:
         loss_scaler=scaler.state_dict() if scaler is not None else {},
     )
     run_id = trainer.context.run_id
-    path = save_state(trainer.model, run_id, state)
+    with learnt_weights(trainer.optimizer):
+        path = save_state(trainer.model, run_id, state)
     keep_newest(trainer.model, run_id, trainer.config.saving.keep_states)
     trainer.states[trainer.progress.step] = path
     _remember_progress(trainer)
@@ -194,7 +208,7 @@ def _ready_to_draw(trainer: Trainer) -> Iterator[None]:
     resting = [m for m in modules if next(m.parameters()).device.type != device.type]
     averaged = ema is not None and trainer.config.previews.use_ema
     weights = ema.swapped_in() if ema is not None and averaged else nullcontext()
-    with weights, trainer.accelerator.autocast():
+    with learnt_weights(trainer.optimizer), weights, trainer.accelerator.autocast():
         for module in resting:
             module.to(device)
         try:

@@ -21,13 +21,20 @@ LISTED_FILES = 3
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How long a run is and how its steps fall into epochs."""
+    """How long a run is and how its steps fall into epochs.
+
+    An epoch shows `shown_images`, which are the instance images as often as they repeat.
+    `total_steps` is the end of the training; a session may be told to end before it, after
+    `last_step`.
+    """
 
     instance_images: int
+    shown_images: int
     class_images: int
     steps_per_epoch: int
     start: Progress
     total_steps: int
+    last_step: int
     text_encoder_steps: int
 
     def after(self, progress: Progress) -> Progress:
@@ -57,15 +64,15 @@ def make_plan(
     class_images: int,
     steps_per_epoch: int,
     start: Progress,
+    shown_images: int = 0,
 ) -> TrainingPlan:
-    """Return the plan of a run that goes on from `start`; raises InputError if nothing is left."""
+    """Return the plan of a run that goes on from `start`; raises InputError if nothing is left.
+
+    `shown_images` 0 is as many as there are instance images.
+    """
     if start.position >= steps_per_epoch:  # the set of pictures shrank since the state was written
         start = Progress(start.step, start.epoch + 1, 0)
-    left = (config.intervals.epochs - start.epoch) * steps_per_epoch - start.position
-    total_steps = start.step + left
-    field = "intervals.epochs"
-    if config.intervals.max_steps and config.intervals.max_steps < total_steps:
-        total_steps, field = config.intervals.max_steps, "intervals.max_steps"
+    total_steps, field = _length(config, start, steps_per_epoch)
     if total_steps <= start.step:
         raise InputError(
             f"The state to resume from has {start.step} steps and {start.epoch} epochs done, which"
@@ -75,12 +82,35 @@ def make_plan(
         )
     return TrainingPlan(
         instance_images=instance_images,
+        shown_images=shown_images or instance_images,
         class_images=class_images,
         steps_per_epoch=steps_per_epoch,
         start=start,
         total_steps=total_steps,
+        last_step=_session_end(config, start, steps_per_epoch, total_steps),
         text_encoder_steps=text_encoder_steps(config, total_steps),
     )
+
+
+def _length(config: TrainConfig, start: Progress, steps_per_epoch: int) -> tuple[int, str]:
+    """Return how many steps the training has, and the setting that says so."""
+    epochs, max_steps = config.intervals.epochs, config.intervals.max_steps
+    by_epochs = start.step + (epochs - start.epoch) * steps_per_epoch - start.position
+    if max_steps and (not epochs or max_steps < by_epochs):
+        return max_steps, "intervals.max_steps"
+    return by_epochs, "intervals.epochs"
+
+
+def _session_end(
+    config: TrainConfig, start: Progress, steps_per_epoch: int, total_steps: int
+) -> int:
+    """Return the step after which this session ends, which is the training's end or before."""
+    intervals, ends = config.intervals, [total_steps]
+    if intervals.stop_after_steps:
+        ends.append(start.step + intervals.stop_after_steps)
+    if intervals.stop_after_epochs:
+        ends.append(start.step + intervals.stop_after_epochs * steps_per_epoch - start.position)
+    return min(ends)
 
 
 def text_encoder_steps(config: TrainConfig, total_steps: int) -> int:
@@ -133,27 +163,30 @@ def preview_file(folder: Path, step: int, number: int) -> Path:
 
 def plan_lines(config: TrainConfig, plan: TrainingPlan, workspace: Workspace) -> list[str]:
     """Return the plan in words."""
-    lines = [_pictures_line(plan), _steps_line(config, plan)]
-    if plan.start.step:
-        lines.append(f"Goes on from step {plan.start.step}: {_steps_left(plan)} steps are left.")
-    lines.append(_parts_line(config, plan))
-    lines.append(_files_line(config, plan, workspace))
-    return lines
+    lines = [
+        _pictures_line(plan),
+        _steps_line(config, plan),
+        _class_line(config, plan),
+        _start_line(plan),
+        _session_line(plan),
+        _pauses_line(config),
+        _parts_line(config, plan),
+        _files_line(config, plan, workspace),
+    ]
+    return [line for line in lines if line]
 
 
 def planned_checkpoints(config: TrainConfig, plan: TrainingPlan) -> list[int]:
     """Return the steps after which the plan writes a checkpoint."""
     progress, steps = plan.start, []
-    while progress.step < plan.total_steps:
+    saving, finishes = config.saving, plan.last_step == plan.total_steps
+    wanted_at_end = saving.save_at_end if finishes else saving.save_on_stop
+    while progress.step < plan.last_step:
         progress = plan.after(progress)
-        at_end = config.saving.save_at_end and progress.step == plan.total_steps
+        at_end = wanted_at_end and progress.step == plan.last_step
         if at_end or what_is_due(config, progress).checkpoint:
             steps.append(progress.step)
     return steps
-
-
-def _steps_left(plan: TrainingPlan) -> int:
-    return plan.total_steps - plan.start.step
 
 
 def _pictures_line(plan: TrainingPlan) -> str:
@@ -166,17 +199,51 @@ def _pictures_line(plan: TrainingPlan) -> str:
 
 
 def _steps_line(config: TrainConfig, plan: TrainingPlan) -> str:
-    batch = config.batch
-    batches = f"in batches of {batch.batch_size}"
+    """Return the arithmetic of the steps: images / batch size / accumulation x epochs."""
+    batch, per_epoch = config.batch, plan.steps_per_epoch
+    shown, divisor = plan.shown_images, batch.batch_size * batch.gradient_accumulation_steps
+    line = f"{plan.instance_images} images"
+    if shown != plan.instance_images:
+        line += f" with their repeats = {shown} images an epoch; {shown}"
+    line += f" / batch size {batch.batch_size}"
     if batch.gradient_accumulation_steps > 1:
-        batches += f", {batch.gradient_accumulation_steps} batches a step,"
-    epochs = config.intervals.epochs
-    line = (
-        f"{plan.instance_images} images {batches} make {plan.steps_per_epoch} steps an epoch;"
-        f" {epochs} epochs make {epochs * plan.steps_per_epoch} steps"
-    )
-    limited = plan.total_steps == config.intervals.max_steps
-    return line + (f", ended after step {plan.total_steps}." if limited else ".")
+        line += f" / {batch.gradient_accumulation_steps} accumulated batches"
+    line += f" = {per_epoch} steps an epoch"
+    line += "" if per_epoch * divisor == shown else " (smaller last batches included)"
+    return f"{line}; {_length_words(config, plan)}."
+
+
+def _length_words(config: TrainConfig, plan: TrainingPlan) -> str:
+    epochs, per_epoch, total = config.intervals.epochs, plan.steps_per_epoch, plan.total_steps
+    if not epochs:
+        return f"{total} steps = {total / per_epoch:.4g} epochs"
+    line = f"{per_epoch} x {epochs} epochs = {epochs * per_epoch} steps"
+    return line + (f", ended after step {total}" if total == config.intervals.max_steps else "")
+
+
+def _class_line(config: TrainConfig, plan: TrainingPlan) -> str:
+    if not plan.class_images:
+        return ""
+    size = config.batch.class_batch_size or config.batch.batch_size
+    return f"Class images are shown beside them, {size} with every full batch; they add no steps."
+
+
+def _start_line(plan: TrainingPlan) -> str:
+    if not plan.start.step:
+        return ""
+    left = plan.total_steps - plan.start.step
+    return f"Goes on from step {plan.start.step}: {left} steps are left."
+
+
+def _session_line(plan: TrainingPlan) -> str:
+    if plan.last_step == plan.total_steps:
+        return ""
+    return f"This session ends after step {plan.last_step}; resume goes on from there."
+
+
+def _pauses_line(config: TrainConfig) -> str:
+    seconds, every = config.intervals.pause_seconds, config.intervals.pause_every_epochs
+    return f"Pauses {seconds} s after every {every} epochs." if seconds and every else ""
 
 
 def _parts_line(config: TrainConfig, plan: TrainingPlan) -> str:

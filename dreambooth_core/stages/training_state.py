@@ -1,8 +1,8 @@
 """What a run remembers: weights, EMA, optimizer and counters, in one folder written all or nothing.
 
 `state/<run_id>/step_00000400/` holds `unet.safetensors` and `text_encoder.safetensors` (only what
-is trained, fp32), `ema.safetensors`, `optimizer.pt` and `progress.json`. No random state is kept:
-every random number is a function of (seed, purpose, step), so the counters are enough to go on.
+is trained, fp32), `ema.safetensors`, `optimizer.safetensors` and `progress.json`. No random state
+is kept: every random number is a function of (seed, purpose, step), so the counters are enough.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import torch
 
 from dreambooth_core.checkpoint.file import CheckpointReader, Entry, write_checkpoint
 from dreambooth_core.errors import CheckpointError
-from dreambooth_core.job.storage import atomic_write_json, replace, sync_file, sync_folder
+from dreambooth_core.job.storage import atomic_write_json, replace, sync_folder
 from dreambooth_core.job.workspace import ModelFolder
+from dreambooth_core.stages.optimizer_file import read_memory, write_memory
 from dreambooth_core.stages.saved_states import (
     EMA_FILE,
+    OLD_OPTIMIZER_FILE,
     OPTIMIZER_FILE,
     PROGRESS_FILE,
     STATE_VERSION,
@@ -80,7 +82,7 @@ def load_state(path: Path) -> TrainingState:
         settings=progress["settings"],
         weights=trained_weights(path, use_ema=False),
         ema=_read_tensors(path / EMA_FILE) if EMA_FILE in progress["files"] else {},
-        optimizer=_load_optimizer(path / OPTIMIZER_FILE),
+        optimizer=_load_optimizer(path, progress["files"]),
         loss_scaler=progress["loss_scaler"],
     )
 
@@ -90,7 +92,8 @@ def trained_weights(path: Path, use_ema: bool) -> dict[str, Tensors]:
     files = read_intact(path)["files"]
     if use_ema and EMA_FILE in files:
         return by_component(_read_tensors(path / EMA_FILE))
-    weight_files = [name for name in files if name.endswith(".safetensors") and name != EMA_FILE]
+    others = (EMA_FILE, OPTIMIZER_FILE)
+    weight_files = [name for name in files if name.endswith(".safetensors") and name not in others]
     return {Path(name).stem: _read_tensors(path / name) for name in weight_files}
 
 
@@ -99,8 +102,7 @@ def _write_files(folder: Path, state: TrainingState) -> None:
         _write_tensors(folder / f"{component}.safetensors", tensors)
     if state.ema:
         _write_tensors(folder / EMA_FILE, state.ema)
-    torch.save(state.optimizer, folder / OPTIMIZER_FILE)
-    sync_file(folder / OPTIMIZER_FILE)
+    write_memory(folder / OPTIMIZER_FILE, state.optimizer)
     progress = {
         "version": STATE_VERSION,
         "step": state.progress.step,
@@ -136,7 +138,10 @@ def by_component(flat: Mapping[str, torch.Tensor]) -> dict[str, Tensors]:
     return components
 
 
-def _load_optimizer(path: Path) -> dict[str, Any]:
+def _load_optimizer(folder: Path, files: Mapping[str, int]) -> dict[str, Any]:
+    if OPTIMIZER_FILE in files:
+        return read_memory(folder / OPTIMIZER_FILE)
+    path = folder / OLD_OPTIMIZER_FILE
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:

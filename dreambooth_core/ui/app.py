@@ -1,4 +1,4 @@
-"""The whole page: the run panel beside the four tabs, in a WebUI's tab or alone."""
+"""The whole page: the run panel beside the tabs, in a WebUI's tab or alone."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ from dreambooth_core.errors import ConfigError, DreamboothError
 from dreambooth_core.host.base import Host, set_host
 from dreambooth_core.host.conductor import conductor
 from dreambooth_core.host.standalone import StandaloneHost
+from dreambooth_core.job.machine import unavailable
 from dreambooth_core.job.workspace import ModelInfo, Workspace
-from dreambooth_core.ui.gradio_compat import listen, make, on_load, page_options, poll, start_page
+from dreambooth_core.ui.gradio_compat import (
+    listen,
+    make,
+    on_load,
+    open_tab,
+    page_options,
+    poll,
+    start_page,
+)
 from dreambooth_core.ui.messages import explain, note
 from dreambooth_core.ui.plan import PlanView
 from dreambooth_core.ui.run import build_run_panel
 from dreambooth_core.ui.tabs.compare import CompareTab
 from dreambooth_core.ui.tabs.concepts import ConceptsTab, example_settings
 from dreambooth_core.ui.tabs.create import CreateTab
+from dreambooth_core.ui.tabs.importing import ImportSection
 from dreambooth_core.ui.tabs.presets import PresetRow
 from dreambooth_core.ui.tabs.saving import SavingTab
 from dreambooth_core.ui.tabs.select import (
@@ -31,6 +41,7 @@ from dreambooth_core.ui.tabs.select import (
     show_history,
     show_status,
 )
+from dreambooth_core.ui.tabs.transfer import TransferTab
 from dreambooth_core.ui.training_form import (
     TrainingForm,
     Updates,
@@ -40,9 +51,11 @@ from dreambooth_core.ui.training_form import (
     require_model,
     settings_of,
 )
+from dreambooth_core.ui.unavailable import show_unavailable
 
 TITLE = "Dreambooth"
 USER = "dreambooth"
+TABS = "dreambooth_tabs"
 FRESH_SECONDS = 2.0
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -74,9 +87,7 @@ class Page:
         return self.host.workspace()
 
     def _place_tabs(self) -> None:
-        first = "select" if self.workspace.model_names() else "create"
-        self.tabs = make(gr.Tabs, selected=first, elem_id="dreambooth_tabs")
-        with self.tabs:
+        with make(gr.Tabs, elem_id=TABS):
             self.tab_items: dict[str, Any] = {}
             with self._tab("create", "Create"):
                 self.create = CreateTab(self.host)
@@ -84,6 +95,7 @@ class Page:
                 self.select = SelectTab(self.form, self.workspace)
                 with self.select.presets_column:
                     self.presets = PresetRow(self.form, self.host.workspace)
+                self.importing = ImportSection(self.form, self.host.workspace)
                 self.select.place_settings()
             with self._tab("concepts", "Concepts"):
                 self.concepts = ConceptsTab(self.form)
@@ -91,6 +103,8 @@ class Page:
                 self.saving = SavingTab(self.form)
             with self._tab("compare", "Compare"):
                 self.compare = CompareTab()
+            with self._tab("transfer", "Transfer"):
+                self.transfer = TransferTab(self.host)
 
     def _tab(self, name: str, label: str) -> Any:
         self.tab_items[name] = make(gr.Tab, label=label, id=name, elem_id=f"dreambooth_tab_{name}")
@@ -98,16 +112,25 @@ class Page:
 
     def _wire(self) -> None:
         self.create.wire(lambda kind, config: conductor().start(kind, config))
+        self.transfer.wire(
+            lambda kind, config: conductor().start(kind, config),
+            self.form.model,
+            opened=self.tab_items["transfer"].select,
+            ended=self.panel.summary.change,
+        )
         self.select.wire()
         self.presets.wire()
+        self.importing.wire(lambda kind, config: conductor().start(kind, config))
         self.concepts.wire()
         inputs = self.form.inputs()
         PlanView(self.concepts, self.saving).wire(inputs, self.training)
+        self.panel.follow(self.show_comparison, self.compare.displays)
         self.panel.bind_train(inputs, self.training)
+        self.panel.bind_dry_run(inputs, self.training)
         self.panel.bind_class_images(inputs, self.training)
         self.panel.bind_save(inputs, self.checkpoint)
         self.panel.bind_compare({*inputs, *self.compare.inputs()}, self.comparison)
-        self._wire_comparison()
+        listen(self.panel.buttons["compare"].click, None, js=open_tab(TABS, "Compare"))
         for item in self.tab_items.values():
             listen(item.select, self.keep, {*inputs, self.filled}, None)
         about = [self.select.history, self.status, *self.compare.displays]
@@ -119,19 +142,13 @@ class Page:
         asking = {*inputs, self.known, self.filled}
         for event in (self.refresh_button.click, self.select.refresh.click, self.seen.change):
             self._fills(listen(event, self.refresh, asking, refreshed))
-        self._fills(on_load(self.open, asking, [*refreshed, self.tabs]))
+        opened = self._fills(on_load(self.open, asking, refreshed))
+        listen(opened.then, None, self.filled, js=open_tab(TABS, "Select", or_last=True))
         poll(self.fingerprint, FRESH_SECONDS, None, self.seen)
 
-    def _fills(self, event: Any) -> None:
+    def _fills(self, event: Any) -> Any:
         """Note on the page whose settings it shows, after it got them: until then none are kept."""
-        listen(event.then, lambda state: state["model"], self.form.state, self.filled)
-
-    def _wire_comparison(self) -> None:
-        """Go to the Compare tab when one is asked for, and show it when it is there."""
-        there = gr.update(selected="compare")
-        listen(self.panel.buttons["compare"].click, lambda: there, None, self.tabs)
-        compared, model = self.panel.compared, self.form.model
-        listen(compared.change, self.show_comparison, model, self.compare.displays)
+        return listen(event.then, lambda state: state["model"], self.form.state, self.filled)
 
     def show_comparison(self, model: str | None) -> Updates:
         """Show the newest comparison of a model."""
@@ -145,9 +162,7 @@ class Page:
 
     def open(self, values: Values) -> Updates:
         """Fill a page that was just opened: the model that was worked on last and its settings."""
-        updates = self.refresh({**values, self.known: None})
-        selected = "select" if updates[self.known] else "create"
-        return {**updates, self.tabs: gr.update(selected=selected)}
+        return self.refresh({**values, self.known: None})
 
     def refresh(self, values: Values) -> Updates:
         """Bring the list of models up to date; a new one is chosen at once."""
@@ -161,8 +176,11 @@ class Page:
             self.form.model: gr.update(choices=names, value=chosen or None),
         }
         if chosen == shown and known is not None:
-            return {**updates, **self._about(chosen)}
-        return {**self._choose(chosen, values), **updates}
+            updates |= self._about(chosen)
+        else:
+            updates = {**self._choose(chosen, values), **updates}
+        show_unavailable(self.form.train, unavailable(workspace), updates)
+        return updates
 
     def choose(self, values: Values) -> Updates:
         """Show another model's settings; those of the one before are kept."""

@@ -119,7 +119,7 @@ def _component(spec: FieldSpec, described: Mapping[str, Any], choices: Sequence[
         return _number(spec, options)
     found = choices if choices is not None else DEVICES if control.kind == "device" else None
     if found is not None:
-        free = control.kind in ("device", "checkpoint")
+        free = control.kind in ("device", "checkpoint", "lora")
         return make(gr.Dropdown, choices=list(found), allow_custom_value=free, **options)
     lines = {"prompt": 2}.get(control.kind, 1) + (spec.type == list[str])
     return make(gr.Textbox, lines=lines, **options)

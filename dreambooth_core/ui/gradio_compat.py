@@ -80,11 +80,24 @@ def poll(
     for what is in Gradio's queue as the server closes, which this is not.
     """
     if HAS_TIMER:
-        listen(gr.Timer(seconds).tick, function, inputs, outputs)
+        listen(gr.Timer(seconds).tick, function, inputs, outputs, queued=False)
         return
     name = f"{TICK}{round(seconds * 1000)}_{getattr(function, '__name__', '')}"
     button = make(gr.Button, value=name, elem_id=name, visible=False)
     listen(button.click, function, inputs, outputs, queued=False)
+
+
+def open_tab(tabs: str, label: str, *, or_last: bool = False) -> str:
+    """Return the JavaScript that goes to a tab, unless it is given a value that is empty.
+
+    `or_last` goes to the tab that was in view last, if there was one: Gradio loads the page anew
+    by itself after every lost connection. javascript/dreambooth.js keeps its name.
+    """
+    places = f"'#{tabs} [role=tab], #{tabs} > .tab-nav button'"
+    wanted = f"sessionStorage.getItem('{tabs}') ?? {label!r}" if or_last else repr(label)
+    is_it = f"(tab) => tab.textContent.trim() === ({wanted})"
+    press = f"[...document.querySelectorAll({places})].find({is_it})?.click()"
+    return f"(...given) => {{ if (given.every(Boolean)) {press}; return given; }}"
 
 
 def visibility(visible: bool) -> bool | str:

@@ -9,11 +9,20 @@ from dreambooth_core.config.concept import Concept
 from dreambooth_core.config.control import field_specs, section_specs
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.errors import ConfigError, DreamboothError, Problem
+from dreambooth_core.job.events import INFO, Finding
 
 
 def note(text: str, kind: str = "note") -> str:
     """Return a text in a box; `kind` is note, good, warning or error."""
     return f'<div class="dreambooth-box dreambooth-{kind}">{escape(text)}</div>'
+
+
+def remark(finding: Finding) -> str:
+    """Return a box with what was found before a training and what to do, by its level."""
+    label = f"{label_of(finding.field)}:" if finding.field else ""
+    kind = "note" if finding.level == INFO else finding.level
+    line = _line(label, finding.message, finding.remedy)
+    return f'<div class="dreambooth-box dreambooth-{kind}">{line}</div>'
 
 
 def explain(error: DreamboothError, config_class: type = TrainConfig) -> str:

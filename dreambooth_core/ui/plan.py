@@ -27,6 +27,7 @@ from dreambooth_core.ui.training_form import Updates, Values
 POLL_SECONDS = 0.3
 PATIENCE_SECONDS = 300.0
 LOOKING = "Looking at the pictures ..."
+UNUSABLE = "Some pictures or captions cannot be read: the Concepts tab says which."
 
 
 class PlanView:
@@ -63,7 +64,9 @@ class PlanView:
             self.concepts.summary: show_summary(view),
             self.concepts.thumbnails: gr.update(value=pictures, visible=bool(pictures)),
             self.concepts.table: show_table(view.planned_images),
-            self.saving.files: show_files(view.planned_files),
+            self.saving.files: show_files(view.planned_files)
+            if view.planned_files
+            else note(UNUSABLE, "error"),
         }
 
     def _show_error(self, error: DreamboothError) -> Updates:

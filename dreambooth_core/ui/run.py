@@ -37,7 +37,7 @@ PICTURE_PIXELS = 384
 LOG_LINES = 100
 LINES_BESIDE_PROGRESS = 3
 COMPARE = "compare"
-STARTERS = ("train", "class_images", "checkpoint", "compare")
+STARTERS = ("train", "dry_run", "class_images", "checkpoint", "compare")
 STOP, END_AT_ONCE = "Stop now", "End at once (saves nothing)"
 
 LABELS = {
@@ -46,6 +46,7 @@ LABELS = {
     "stop_after_epoch": "Stop after this epoch",
     "save": "Save now",
     "sample": "Sample now",
+    "dry_run": "Try one step",
     "class_images": "Generate class images",
     "checkpoint": "Generate checkpoint",
     "compare": "Compare checkpoints",
@@ -105,6 +106,8 @@ class RunPanel:
         self._ask = ask
         self._reader: RunReader | None = None
         self._reading = threading.RLock()
+        self._after_comparing: list[Any] = []
+        self._show_comparison: Callable[[str], Updates] = lambda model: {}
         self.buttons: dict[str, Any] = {}
 
     @property
@@ -132,8 +135,6 @@ class RunPanel:
             self.answer = make(gr.HTML, value="", elem_id="dreambooth_run_answer")
             self.progress = make(gr.HTML, value="", elem_id="dreambooth_run_progress")
             self.summary = make(gr.HTML, value="", elem_id="dreambooth_run_summary")
-            with make(gr.Row, elem_classes=["dreambooth-hidden"]):
-                self.compared = make(gr.Textbox, label="Comparison shown", show_label=False)
         self.outcome = make(
             gr.Accordion,
             label="Curves and pictures",
@@ -151,17 +152,30 @@ class RunPanel:
             )
         with gr.Accordion("Log", open=False, elem_id="dreambooth_run_log_box"):
             self.log = make(gr.HTML, value="", elem_id="dreambooth_run_log")
-        self._follow()
 
     @property
     def displays(self) -> list[Any]:
         """Return every component that following a job changes."""
         shown = [self.progress, self.summary, self.curves, self.gallery, self.log]
-        return [*self.buttons.values(), *shown, self.outcome, self.compared, self.seen]
+        return [*self.buttons.values(), *shown, self.outcome, self.seen, *self._after_comparing]
+
+    def follow(self, show_comparison: Callable[[str], Updates], shown: list[Any]) -> None:
+        """Let the panel follow the job; `show_comparison` of a model changes `shown` at its end."""
+        self._show_comparison, self._after_comparing = show_comparison, shown
+        outputs = [self.answer, *self.displays]
+        for name in ANSWERS:
+            button, press = self.buttons[name], partial(self.press, name)
+            gradio_compat.listen(button.click, press, [self.seen], outputs)
+        gradio_compat.on_load(self.refresh, [self.seen], outputs)
+        gradio_compat.poll(self.refresh, POLL_SECONDS, [self.seen], outputs)
 
     def bind_train(self, inputs: set[Any], make_config: MakeConfig) -> None:
         """Let Train start a training with the settings that `make_config` reads from `inputs`."""
         self._bind_start("train", "train", inputs, make_config)
+
+    def bind_dry_run(self, inputs: set[Any], make_config: MakeConfig) -> None:
+        """Let Try one step do so with the settings that `make_config` reads from `inputs`."""
+        self._bind_start("dry_run", "dry-run", inputs, make_config)
 
     def bind_class_images(self, inputs: set[Any], make_config: MakeConfig) -> None:
         """Let Generate class images do so with the settings read from `inputs`."""
@@ -234,14 +248,6 @@ class RunPanel:
         updates[self.answer] = _if_over(seen, view)
         return {**updates, **self._buttons(view, preparing, seen), self.seen: seen}
 
-    def _follow(self) -> None:
-        outputs = [self.answer, *self.displays]
-        for name in ANSWERS:
-            button, press = self.buttons[name], partial(self.press, name)
-            gradio_compat.listen(button.click, press, [self.seen], outputs)
-        gradio_compat.on_load(self.refresh, [self.seen], outputs)
-        gradio_compat.poll(self.refresh, POLL_SECONDS, [self.seen], outputs)
-
     def _bind_start(self, name: str, kind: str, inputs: set[Any], make_config: MakeConfig) -> None:
         start = partial(self.start, kind, make_config)
         outputs = [self.answer, *self.displays]
@@ -276,9 +282,11 @@ class RunPanel:
         updates = {}
         look = {"visible": gradio_compat.visibility(any_shown)}
         updates[self.outcome] = _if_new(seen, "outcome", look, look)
-        if view is not None and view.kind == COMPARE and view.ended:
-            updates[self.compared] = _if_new(seen, "compared", view.run_id, view.run_id)
-        return updates
+        if view is None or view.kind != COMPARE or not view.ended:
+            return updates
+        is_told = seen.get("compared") == view.run_id
+        seen["compared"] = view.run_id
+        return updates if is_told else {**updates, **self._show_comparison(view.model)}
 
     def _pictures(self, view: RunView | None, seen: dict[str, Any]) -> Any:
         """Return the update with new pictures; the sheet of a comparison has a tab of its own."""

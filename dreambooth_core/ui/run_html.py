@@ -14,6 +14,7 @@ from dreambooth_core.ui.run_plot import Line, plot
 TITLES = {
     "create": "Creating",
     "train": "Training",
+    "dry-run": "One step of",
     "class-images": "Class images for",
     "sample": "Sampling",
     "save": "Checkpoint of",

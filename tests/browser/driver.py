@@ -136,6 +136,12 @@ class Person:
         """Go to a tab."""
         self.page.get_by_role("tab", name=name, exact=True).click()
 
+    def tab_in_view(self) -> str:
+        """The name of the tab that is in view."""
+        return str(
+            self.page.locator("#dreambooth_tabs [role=tab][aria-selected=true]").inner_text()
+        )
+
     def press(self, elem_id: str) -> None:
         """Press a button as soon as it can be pressed."""
         button = self.page.locator(f"#{elem_id}")
@@ -186,7 +192,8 @@ class Person:
     def standing(self) -> str:
         """What the run panel says; for messages of failed tests."""
         parts = ("answer", "progress", "summary")
-        return " | ".join(self.text(f"#dreambooth_run_{part}") for part in parts)
+        panel = " | ".join(self.text(f"#dreambooth_run_{part}") for part in parts)
+        return f"tab {self.tab_in_view()} | {panel}"
 
     def picture(self, path: Path) -> None:
         """Keep a picture of the whole page, in so few colours that its file is small."""

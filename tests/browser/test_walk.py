@@ -133,7 +133,7 @@ def test_a_newcomer_trains_the_built_in_subject(person: Person) -> None:
 def _compare(person: Person) -> None:
     """Press the button and see the grid, the numbers and which checkpoint to keep."""
     person.press("dreambooth_run_compare")
-    person.sees("#dreambooth_compare_verdict", "press Compare")  # its tab is in view
+    person.waits(person.tab_in_view, lambda tab: tab == "Compare", "tab Compare")
     person.sees(SUMMARY, "Compare tab")
     person.waits(lambda: str(person.width_of(GRID)), lambda n: int(n) > 600, "a large grid")
     verdict = person.text("#dreambooth_compare_verdict")

@@ -18,9 +18,12 @@ from fastapi import FastAPI  # noqa: E402
 
 from dreambooth_core.config.control import field_specs  # noqa: E402
 from dreambooth_core.config.schema import (  # noqa: E402
+    BakeLoraConfig,
     Concept,
     CreateConfig,
+    ExtractLoraConfig,
     LearningRateSection,
+    MergeConfig,
     TrainConfig,
 )
 from dreambooth_core.host import base  # noqa: E402
@@ -37,7 +40,14 @@ from tests.host_fixtures import (  # noqa: E402
 from tests.host_standin import EXTENSION, Webui  # noqa: E402
 
 KIND = "forge" if hasattr(gradio, "Timer") else "a1111"
-FORMS = {"create": CreateConfig, "train": TrainConfig, "concept": Concept}
+FORMS = {
+    "create": CreateConfig,
+    "train": TrainConfig,
+    "concept": Concept,
+    "merge": MergeConfig,
+    "extract_lora": ExtractLoraConfig,
+    "bake_lora": BakeLoraConfig,
+}
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dreambooth_core.checkpoint.header import read_header
@@ -23,10 +23,15 @@ def check_model(name: str, workspace: Workspace | None) -> list[Problem]:
 
 def check_checkpoints(field: str, names: Iterable[str], workspace: Workspace) -> list[Problem]:
     """Return the names of which there is no readable checkpoint."""
+    return check_files(field, names, workspace.find_checkpoint)
+
+
+def check_files(field: str, names: Iterable[str], find: Callable[[str], Path]) -> list[Problem]:
+    """Return the names of which `find` finds no file, or none that can be read."""
     problems = []
     for name in names:
         try:
-            read_header(workspace.find_checkpoint(name))
+            read_header(find(name))
         except InputError as error:
             problems.append(Problem(field, error.message, error.remedy))
     return problems

@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreambooth_core.checkpoint.header import read_header
-from dreambooth_core.config.rules.found import check_checkpoints, check_model, saved_states
+from dreambooth_core.config.rules.found import (
+    check_checkpoints,
+    check_files,
+    check_model,
+    saved_states,
+)
 from dreambooth_core.config.schema import CompareConfig, CreateConfig, SampleConfig, SaveConfig
 from dreambooth_core.errors import InputError, Problem
-from dreambooth_core.job.checkpoint_files import find_vae, is_pipeline_folder
+from dreambooth_core.job.checkpoint_files import find_vae, is_diffusers_model
 from dreambooth_core.job.workspace import Workspace
 
 SMALLEST_PICTURE = 32
@@ -29,7 +34,7 @@ def check_create(config: CreateConfig, workspace: Workspace | None) -> list[Prob
             )
         )
     problems += _check_vae(config.vae, workspace)
-    if is_pipeline_folder(Path(config.source).expanduser()):
+    if is_diffusers_model(Path(config.source).expanduser()):
         return problems
     return problems + check_checkpoints("source", [config.source], workspace)
 
@@ -88,7 +93,7 @@ def check_compare(config: CompareConfig, workspace: Workspace | None) -> list[Pr
     """Return what stands in the way of a comparison."""
     problems = check_model(config.model, workspace)
     if workspace:
-        problems += check_checkpoints("checkpoints", config.checkpoints, workspace)
+        problems += check_files("checkpoints", config.checkpoints, workspace.find_saved)
     return problems
 
 

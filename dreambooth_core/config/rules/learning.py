@@ -28,10 +28,6 @@ def check_learning(config: TrainConfig) -> list[Problem]:
                 "Choose constant_with_warmup, or set it to 0.",
             )
         )
-    if config.precision.mixed_precision == "fp16" and config.precision.device == "cpu":
-        problems.append(
-            Problem("precision.mixed_precision", "is fp16 on the cpu.", "Choose no or bf16.")
-        )
     return problems
 
 

@@ -35,7 +35,8 @@ class BatchSection:
         1,
         "Gradient accumulation steps",
         "Adds up the gradients of this many batches before one step. It works like a batch that "
-        "many times larger without needing the memory.",
+        "many times larger without needing the memory: every image counts the same, also where "
+        "an epoch's last step has fewer. Steps are counted in updates, not in batches.",
         minimum=1,
         maximum=100,
         step=1,
@@ -46,6 +47,13 @@ class BatchSection:
         "Gradient checkpointing",
         "Computes parts of the network twice instead of keeping them: much less memory, "
         "about a quarter slower, the same result.",
+    )
+    set_to_none: bool = control(
+        True,
+        "Set gradients to none when zeroing",
+        "Gives the gradients' memory back between two steps. Off keeps it, filled with zeros; the "
+        "result is the same.",
+        advanced=True,
     )
     max_grad_norm: float = control(
         1.0,

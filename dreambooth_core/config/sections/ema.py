@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from dreambooth_core.config.control import control
 
+EMA_DEVICE_CHOICES = ("auto", "cpu")
+
 
 @dataclass(kw_only=True)
 class EmaSection:
@@ -35,5 +37,13 @@ class EmaSection:
         maximum=1000,
         step=1,
         unit="steps",
+        advanced=True,
+    )
+    device: str = control(
+        "auto",
+        "EMA device",
+        "Where the average is kept, always in 32 bits: auto beside the weights, cpu in the main "
+        "memory, which spares a GPU 4 bytes a weight and takes a little longer.",
+        choices=EMA_DEVICE_CHOICES,
         advanced=True,
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from dreambooth_core.config.control import control
 
+UNET_PARTS_CHOICES = ("all", "attention", "cross_attention", "cross_attention_kv")
+
 
 @dataclass(kw_only=True)
 class TextEncoderSection:
@@ -19,6 +21,13 @@ class TextEncoderSection:
         minimum=0.0,
         maximum=1.0,
         step=0.05,
+    )
+    freeze_norm_layers: bool = control(
+        False,
+        "Freeze CLIP normalization layers",
+        "Leaves the text encoder's normalization layers as they are while the rest of it is "
+        "trained, which keeps it calmer. A LoRA leaves them alone in any case.",
+        advanced=True,
     )
     clip_skip: int = control(
         1,
@@ -42,4 +51,22 @@ class UnetSection:
         "Train UNet",
         "Trains the UNet, which draws the pictures. Off leaves it as it is and trains only the "
         "text encoder.",
+    )
+    parts: str = control(
+        "all",
+        "UNet parts to train",
+        "Which layers of the UNet learn; the others are frozen, which spares memory and keeps more "
+        "of what the model knows. attention: all attention layers; cross_attention: those that "
+        "read the prompt; cross_attention_kv: of these only the keys and values, as in Custom "
+        "Diffusion.",
+        choices=UNET_PARTS_CHOICES,
+        advanced=True,
+    )
+    freeze_spectral_norm: bool = control(
+        False,
+        "Freeze spectral norm",
+        "After every step scales each trained layer of the UNet back to the largest factor by "
+        "which it could stretch its input before training, so that no layer grows louder. Not "
+        "for a LoRA.",
+        advanced=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,21 @@ import gradio as gr
 from dreambooth_core import demo
 from dreambooth_core.config.concept import Concept
 from dreambooth_core.errors import ConfigError
-from dreambooth_core.job.events import PlannedImage
+from dreambooth_core.job.events import PlannedImage, Preflight
 from dreambooth_core.job.run_view import RunView
 from dreambooth_core.ui.controls import side_button
 from dreambooth_core.ui.gradio_compat import gallery, listen, make, thumbnail
-from dreambooth_core.ui.messages import explain, heading, note, table
+from dreambooth_core.ui.messages import explain, heading, note, remark, size_text, table
 from dreambooth_core.ui.training_form import TrainingForm, Updates, Values, blank_concept
 
 INSTANCE = ("instance_folder", "instance_prompt", "instance_token", "class_token")
-CLASS = ("class_images_per_instance_image", "class_prompt", "class_folder", "class_negative_prompt")
+CLASS = (
+    "class_images_per_instance_image",
+    "class_prompt",
+    "class_folder",
+    "class_images_source",
+    "class_negative_prompt",
+)
 CLASS_MAKING = ("class_steps", "class_cfg_scale", "class_sampler", "class_seed")
 PREVIEWS = (
     "previews.prompts",
@@ -31,6 +38,7 @@ PREVIEWS = (
     "previews.seed",
     "previews.use_ema",
 )
+KINDS = ("instance", "class")
 MOST_ROWS = 500
 MOST_THUMBNAILS = 48
 EMPTY = "Press the button to see every picture with its final prompt before you train."
@@ -133,7 +141,7 @@ def example_settings(model: str) -> Any:
 
 
 def show_summary(view: RunView) -> str:
-    """Return what a plan says about class images and its warnings, as HTML."""
+    """Return what a plan says about class images, and what was found before the start, as HTML."""
     instance = sum(row.kind == "instance" for row in view.planned_images)
     lines = [note(f"{instance} instance images.", "good")] if instance else []
     for planned in view.planned_class_images:
@@ -141,17 +149,46 @@ def show_summary(view: RunView) -> str:
         words = f"{planned.found + planned.own} found and fitting{made}"
         lines.append(note(f"Concept {planned.concept}, class images: {words}."))
     lines += [note(notice.message, notice.level) for notice in view.notices]
+    lines += show_preflight(view.preflight)
     return "".join(lines) or note("There is nothing to show.")
 
 
+def show_preflight(found: Preflight | None) -> list[str]:
+    """Return what was found before a training with its remedies, and the memory, as HTML."""
+    if found is None:
+        return []
+    lines = [remark(each) for each in found.findings]
+    lines = lines or [note("Nothing was found that stands in the way.", "good")]
+    return [*lines, show_memory(found)] if found.memory else lines
+
+
+def show_memory(found: Preflight) -> str:
+    """Return the table of what each part of a training takes, and what there is, as HTML."""
+    gpu = any(phase.gpu_bytes for phase in found.memory)
+    rows = [(phase.phase, phase.gpu_bytes, phase.ram_bytes) for phase in found.memory]
+    cells = [(name, *(f"about {size_text(s)}" for s in sizes[not gpu :])) for name, *sizes in rows]
+    sizes = (found.gpu_bytes, found.ram_bytes)[not gpu :]
+    there = ("there is", *(size_text(size) if size else "not known" for size in sizes))
+    headings = (found.device, "Main memory")[not gpu :]
+    return table(("Memory, estimated", *headings), [*cells, there])
+
+
 def show_table(rows: list[PlannedImage]) -> str:
-    """Return the table of the final prompt of every picture, as HTML."""
+    """Return the tables of all shapes, and of the final prompt of every picture, as HTML."""
     many = len({row.concept for row in rows}) > 1
     cells = [_cells(row, many) for row in rows[:MOST_ROWS]]
     headings = ("Picture", "Kind", "Final prompt", "Shape", "Shown")
     more = len(rows) - MOST_ROWS
     rest = note(f"{more} more pictures are not listed.") if more > 0 else ""
-    return table((*(("Concept",) if many else ()), *headings), cells) + rest
+    return show_shapes(rows) + table((*(("Concept",) if many else ()), *headings), cells) + rest
+
+
+def show_shapes(rows: list[PlannedImage]) -> str:
+    """Return the table of how many pictures each shape has (its bucket), as HTML."""
+    counts = {kind: Counter(r.bucket for r in rows if r.kind == kind) for kind in KINDS}
+    shapes = sorted({row.bucket for row in rows}, key=lambda text: [*map(int, text.split("x"))])
+    cells = [(shape, *(counts[kind][shape] for kind in KINDS)) for shape in shapes]
+    return table(("Shape", "Instance images", "Class images"), cells)
 
 
 def show_thumbnails(rows: list[PlannedImage]) -> list[tuple[Any, str]]:

@@ -16,7 +16,7 @@ from dreambooth_core.config.schema import CreateConfig
 from dreambooth_core.config.validate import check
 from dreambooth_core.errors import DreamboothError
 from dreambooth_core.host.base import Host
-from dreambooth_core.job.checkpoint_files import is_pipeline_folder
+from dreambooth_core.job.checkpoint_files import is_diffusers_model
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.ui.controls import Fields, side_button
 from dreambooth_core.ui.gradio_compat import listen, make, settled_events
@@ -119,7 +119,7 @@ def describe_source(workspace: Workspace, source: str) -> str:
     """Return what a checkpoint is as HTML, or why it cannot be used."""
     if not source.strip():
         return note(HINT)
-    if is_pipeline_folder(Path(source).expanduser()):
+    if is_diffusers_model(Path(source).expanduser()):
         return note(FOLDER)
     try:
         header = read_header(workspace.find_checkpoint(source))

@@ -16,6 +16,7 @@ from dreambooth_core.job.workspace import ModelInfo, Workspace
 from dreambooth_core.ui.controls import side_button
 from dreambooth_core.ui.gradio_compat import listen, make, settled_events, visibility
 from dreambooth_core.ui.messages import facts, heading, note, table
+from dreambooth_core.ui.schedule_curve import ScheduleCurve
 from dreambooth_core.ui.training_form import TrainingForm, Updates
 
 BASIC, ADVANCED = "Basic", "Advanced"
@@ -76,10 +77,14 @@ class SelectTab:
         made = make(gr.Accordion, label=label, open=section.name in OPEN)
         with made, make(gr.Row, elem_classes=["dreambooth-fields"]):
             self.form.train.place(section.name)
+        if section.name == "learning_rate":
+            with made:
+                self.curve = ScheduleCurve()
         return made
 
     def wire(self) -> None:
-        """Let the view and the search act."""
+        """Let the view and the search act, and the curve of the learning rate follow."""
+        self.curve.wire(self.form)
         train, concept = self.form.train.components(), self.form.concept.components()
         fields = [part for path, part in train.items() if path not in ("model", "concepts")]
         outputs = [*fields, *concept.values(), *self.sections.values(), self.nothing]
