@@ -7,11 +7,12 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core import __version__
+from dreambooth_core.config.schema import JobConfig, TrainConfig
 from dreambooth_core.config.validate import check
 from dreambooth_core.errors import DreamboothError
 from dreambooth_core.job import lock
@@ -76,10 +77,16 @@ def put_first(name: str, folders: Sequence[str]) -> None:
         package.__path__ = [*ours, *(path for path in package.__path__ if path not in ours)]
 
 
-def separate_from_host() -> None:
-    """Keep packages of the host that would get between ours from being loaded."""
-    block_packages(BLOCKED_PACKAGES)
+def separate_from_host(wanted: Collection[str] = ()) -> None:
+    """Keep packages of the host that would get between ours from being loaded, but those wanted."""
+    block_packages([name for name in BLOCKED_PACKAGES if name not in wanted])
     put_first("google", os.environ.get("PYTHONPATH", "").split(os.pathsep))
+
+
+def wanted_packages(config: JobConfig) -> set[str]:
+    """Return the packages of the host that a job's settings ask for by name."""
+    wants_xformers = isinstance(config, TrainConfig) and config.precision.attention == "xformers"
+    return {"xformers"} if wants_xformers else set()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -93,10 +100,10 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(arguments[0])
     # Ctrl-C is for the process that shows the progress: it sends "stop".
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    separate_from_host()
     writer = EventWriter(events_path(folder))
     try:
         run = read_run(folder)
+        separate_from_host(wanted_packages(run.config))
         final = run_job(run, folder, writer)
     except BaseException as error:
         traceback.print_exc()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dreambooth_core import worker
-from dreambooth_core.config.schema import JOB_CONFIGS, CreateConfig, SampleConfig
+from dreambooth_core.config.schema import JOB_CONFIGS, CreateConfig, SampleConfig, TrainConfig
 from dreambooth_core.errors import BusyError, ConfigError, Problem
 from dreambooth_core.job import launcher, lock
 from dreambooth_core.job.events import (
@@ -145,6 +145,20 @@ def test_blocked_packages_look_absent(tmp_path: Path, monkeypatch: pytest.Monkey
         importlib.import_module("broken_package")
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("broken_package.part")
+
+
+@pytest.mark.parametrize(("attention", "wanted"), [("xformers", {"xformers"}), ("default", set())])
+def test_a_package_is_taken_from_the_host_only_if_the_settings_name_it(
+    attention: str, wanted: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(model="ada")
+    config.precision.attention = attention
+    blocked: list[str] = []
+    monkeypatch.setattr(worker, "block_packages", blocked.extend)
+    monkeypatch.setattr(worker, "put_first", lambda name, folders: None)
+    worker.separate_from_host(worker.wanted_packages(config))
+    assert set(worker.BLOCKED_PACKAGES) - set(blocked) == wanted
+    assert worker.wanted_packages(SampleConfig(model="ada")) == set()
 
 
 def test_broken_packages_of_the_host_do_no_harm(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy
+from numpy.typing import NDArray
 from PIL import Image
 
 from dreambooth_core.data.pictures import crop_box, open_image
@@ -44,7 +45,7 @@ def focal_position(image: Image.Image, size: tuple[int, int]) -> float:
     return float(min(best, key=lambda place: (abs(place - 0.5), place)))
 
 
-def _edge_energy(image: Image.Image) -> numpy.ndarray[tuple[int, int], numpy.dtype[numpy.float64]]:
+def _edge_energy(image: Image.Image) -> NDArray[numpy.float64]:
     """Return the squared difference of each pixel from its neighbours, (H,W), scaled down."""
     scale = min(1.0, FOCAL_SIDE / max(image.size))
     size = (max(2, round(image.size[0] * scale)), max(2, round(image.size[1] * scale)))
@@ -52,5 +53,5 @@ def _edge_energy(image: Image.Image) -> numpy.ndarray[tuple[int, int], numpy.dty
     padded = numpy.pad(gray, 1, mode="edge")
     across = padded[1:-1, 2:] - padded[1:-1, :-2]
     down = padded[2:, 1:-1] - padded[:-2, 1:-1]
-    energy: numpy.ndarray[tuple[int, int], numpy.dtype[numpy.float64]] = across**2 + down**2
+    energy: NDArray[numpy.float64] = across**2 + down**2
     return energy
