@@ -33,9 +33,17 @@ def test_each_job_has_its_settings_exactly_once(kind: str) -> None:
 
 def test_a_row_tells_range_default_and_whether_it_is_advanced() -> None:
     row = next(line for line in reference().splitlines() if line.startswith("| `seed` | Seed |"))
-    assert row.endswith("[0 to 4294967295; default 420420] |")
+    assert "[0 to 4294967295; default 420420] |" in row
     decay = next(line for line in reference().splitlines() if "`ema.decay`" in line)
     assert "(advanced) | " in decay
+
+
+def test_a_row_names_the_paper_and_what_others_call_it() -> None:
+    row = next(line for line in reference().splitlines() if "`loss.min_snr_gamma`" in line)
+    assert "Source: Hang et al. 2023 (arXiv 2303.09556). | " in row
+    assert "sd_dreambooth_extension: `min_snr_gamma`" in row and "kohya: `min_snr_gamma`" in row
+    concept = next(line for line in reference().splitlines() if "`concept.class_folder`" in line)
+    assert concept.endswith("| sd_dreambooth_extension: `class_data_dir` |")
 
 
 def test_the_verb_prints_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,8 @@ class Control:
     """What the value means: "folder", "new_folder", "checkpoint", "lora", "model", "new_model",
     "run", "file_name", "prompt" or "device"; "section" for a group of settings; "" for anything
     else."""
+    source: str = ""
+    """Who described what it does, with the paper's number if there is one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +82,11 @@ def control(
     choices: Sequence[str] | None = None,
     advanced: bool = False,
     kind: str = "",
+    source: str = "",
 ) -> Any:
     """Return a dataclass field that carries its own description; REQUIRED means "no default"."""
     described = Control(
-        label, help, minimum, maximum, step, unit, tuple(choices or ()), advanced, kind
+        label, help, minimum, maximum, step, unit, tuple(choices or ()), advanced, kind, source
     )
     metadata = {METADATA_KEY: described}
     if isinstance(default, _Required):

@@ -21,6 +21,7 @@ class LoraSection:
         "Trains a small addition to the model instead of the model itself: files of a few "
         "megabytes, and far less memory. It is written to the WebUI's Lora folder and used in a "
         "prompt as <lora:name:1>.",
+        source="Hu et al. 2021 (arXiv 2106.09685)",
     )
     start_from: str = control(
         "",
@@ -87,6 +88,7 @@ class LoraSection:
         "DoRA",
         "Also learns the length of each column of a weight apart from its direction. Often closer "
         "to full training at small ranks; slower. A1111 1.10 loads it.",
+        source="Liu et al. 2024 (arXiv 2402.09353)",
     )
     unet_learning_rate: float = control(
         3e-5,

@@ -47,6 +47,7 @@ class BatchSection:
         "Gradient checkpointing",
         "Computes parts of the network twice instead of keeping them: much less memory, "
         "about a quarter slower, the same result.",
+        source="Chen et al. 2016 (arXiv 1604.06174)",
     )
     set_to_none: bool = control(
         True,
@@ -64,4 +65,5 @@ class BatchSection:
         maximum=128.0,
         step=0.1,
         advanced=True,
+        source="Pascanu et al. 2012 (arXiv 1211.5063)",
     )

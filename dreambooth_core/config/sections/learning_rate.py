@@ -49,6 +49,9 @@ class LearningRateSection:
         "one hardly at all; warmup_stable_decay holds it and falls over the last share of the "
         "steps. All but constant begin with the warm-up.",
         choices=LR_SCHEDULE_CHOICES,
+        source="Loshchilov & Hutter 2016 (arXiv 1608.03983) for the cosines, Chen et "
+        "al. 2021 (arXiv 2107.04197) for rex, Hu et al. 2024 (arXiv 2404.06395) "
+        "for warmup_stable_decay",
     )
     warmup_steps: int = control(
         0,

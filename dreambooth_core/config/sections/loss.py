@@ -22,6 +22,7 @@ class LossSection:
         minimum=0.0,
         maximum=1.0,
         step=0.01,
+        source="Ruiz et al. 2022 (arXiv 2208.12242)",
     )
     prior_loss_scale: bool = control(
         False,
@@ -57,6 +58,7 @@ class LossSection:
         maximum=1.0,
         step=0.01,
         advanced=True,
+        source="Guttenberg 2023, Diffusion with offset noise",
     )
     multires_noise_iterations: int = control(
         0,
@@ -70,6 +72,7 @@ class LossSection:
         step=1,
         unit="layers",
         advanced=True,
+        source="Whitaker 2023, Multi-resolution noise",
     )
     multires_noise_discount: float = control(
         0.3,
@@ -91,6 +94,7 @@ class LossSection:
         maximum=1.0,
         step=0.01,
         advanced=True,
+        source="Ning et al. 2023 (arXiv 2301.11706)",
     )
     min_snr_gamma: float = control(
         0.0,
@@ -101,6 +105,7 @@ class LossSection:
         maximum=20.0,
         step=0.1,
         advanced=True,
+        source="Hang et al. 2023 (arXiv 2303.09556)",
     )
     debiased_estimation: bool = control(
         False,
@@ -109,6 +114,7 @@ class LossSection:
         "which helps with the large shapes of a picture. Stands in the place of Min-SNR. With "
         "v-prediction the weight is converted, so that it means the same; other trainers differ.",
         advanced=True,
+        source="Yu et al. 2023 (arXiv 2310.08442)",
     )
     loss_type: str = control(
         "mse",
@@ -119,6 +125,7 @@ class LossSection:
         "trainers call huber.",
         choices=LOSS_TYPE_CHOICES,
         advanced=True,
+        source="Khrapov et al. 2024 (arXiv 2403.16728)",
     )
     huber_delta: float = control(
         0.1,
@@ -169,6 +176,7 @@ class LossSection:
         "WebUI does not read the mark, set its noise schedule for sampling to Zero Terminal SNR. "
         "A model that was made so is trained so in any case.",
         advanced=True,
+        source="Lin et al. 2023 (arXiv 2305.08891)",
     )
     unmasked_weight: float = control(
         0.1,
@@ -187,6 +195,7 @@ class LossSection:
         "happens when a picture is drawn. Meant for more detail in fewer steps; a step takes about "
         "a third longer.",
         advanced=True,
+        source="Zhou et al. 2023 (arXiv 2312.00210)",
     )
     dream_detail_preservation: float = control(
         1.0,

@@ -61,6 +61,7 @@ class UnetSection:
         "Diffusion.",
         choices=UNET_PARTS_CHOICES,
         advanced=True,
+        source="Kumari et al. 2022 (arXiv 2212.04488) for cross_attention_kv",
     )
     freeze_spectral_norm: bool = control(
         False,
@@ -69,4 +70,5 @@ class UnetSection:
         "which it could stretch its input before training, so that no layer grows louder. Not "
         "for a LoRA.",
         advanced=True,
+        source="Miyato et al. 2018 (arXiv 1802.05957)",
     )

@@ -40,6 +40,13 @@ class OptimizerSection:
         "themselves: give them a learning rate of 1. adamw_schedule_free averages the weights "
         "instead of lowering the rate; the average is what is saved and drawn.",
         choices=OPTIMIZER_CHOICES,
+        source="lion: Chen et al. 2023 (arXiv 2302.06675); adamw: Loshchilov & Hutter "
+        "2019 (arXiv 1711.05101); 8 bit: Dettmers et al. 2021 (arXiv "
+        "2110.02861); adafactor: Shazeer & Stern 2018 (arXiv 1804.04235); "
+        "prodigy: Mishchenko & Defazio 2023 (arXiv 2306.06101); dadapt_adam: "
+        "Defazio & Mishchenko 2023 (arXiv 2301.07733); came: Luo et al. 2023 "
+        "(arXiv 2307.02047); adamw_schedule_free: Defazio et al. 2024 (arXiv "
+        "2405.15682)",
     )
     beta1: float = control(
         0.9,

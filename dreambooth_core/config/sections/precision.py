@@ -31,6 +31,7 @@ class PrecisionSection:
         "them. Needs mixed precision bf16. Of a LoRA only the frozen model is kept so.",
         choices=WEIGHTS_DTYPE_CHOICES,
         advanced=True,
+        source="Zamirai et al. 2020 (arXiv 2010.06192) for the rounding",
     )
     attention: str = control(
         "default",
