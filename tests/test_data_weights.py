@@ -11,7 +11,7 @@ from dreambooth_core.data.buckets import make_buckets
 from dreambooth_core.data.examples import instance_examples, make_example
 from dreambooth_core.data.weights import image_weight
 from dreambooth_core.errors import InputError
-from tests.trainings import write_pictures
+from tests.noise_pictures import write_pictures
 
 BUCKETS = make_buckets(64, 8)
 

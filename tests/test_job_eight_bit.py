@@ -33,7 +33,7 @@ from dreambooth_core.job.overlay import Overlay, host_overlay
 from dreambooth_core.job.overlay_state import Facts
 from dreambooth_core.job.workspace import ModelInfo, Workspace
 from tests.host_fixtures import PATIENCE
-from tests.trainings import write_pictures
+from tests.noise_pictures import write_pictures
 from tests.wheels import make_wheel
 
 

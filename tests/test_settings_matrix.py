@@ -22,8 +22,9 @@ from dreambooth_core.config.serialize import from_dict
 from dreambooth_core.config.validate import validate
 from dreambooth_core.errors import ConfigError, Problem
 from dreambooth_core.job.workspace import Workspace
+from tests.noise_pictures import write_pictures
 from tests.tiny import VARIANTS, tiny_model
-from tests.trainings import FAST, Trained, Trainings, merged, write_pictures
+from tests.trainings import FAST, Trained, Trainings, merged
 
 COMBINATIONS = 20
 COMBINATIONS_OF_A_FAMILY = 2

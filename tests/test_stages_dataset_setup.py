@@ -25,7 +25,8 @@ from dreambooth_core.stages.training_pictures import (
     find_class_images,
     find_instances,
 )
-from tests.trainings import Trainings, write_pictures
+from tests.noise_pictures import write_pictures
+from tests.trainings import Trainings
 
 QUANTUM = 16
 VAE = SimpleNamespace(device=torch.device("cpu"))

@@ -17,7 +17,8 @@ from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages import dry_run
 from dreambooth_core.stages.dry_run import Measured, in_words
 from dreambooth_core.stages.process_memory import peak_memory, reset_peak_memory
-from tests.trainings import Trainings, write_pictures
+from tests.noise_pictures import write_pictures
+from tests.trainings import Trainings
 
 CPU = torch.device("cpu")
 CLASSES = {

@@ -44,7 +44,8 @@ from dreambooth_core.stages.planned_files import MOST_ROWS, shortened
 from dreambooth_core.stages.preflight import pictures
 from dreambooth_core.stages.training_pictures import arrange, find_class_images, find_instances
 from dreambooth_core.stages.training_setup import step_batches
-from tests.trainings import Trainings, write_pictures
+from tests.noise_pictures import write_pictures
+from tests.trainings import Trainings
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = {

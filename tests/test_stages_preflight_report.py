@@ -17,7 +17,8 @@ from dreambooth_core.job.launcher import Workspace
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages import plan
 from dreambooth_core.stages.preflight.report import errors_of, in_order
-from tests.trainings import Trainings, write_pictures
+from tests.noise_pictures import write_pictures
+from tests.trainings import Trainings
 
 CLASSES = {
     "class_prompt": "a dog",

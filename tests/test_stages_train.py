@@ -31,7 +31,8 @@ from dreambooth_core.job.events import (
 from dreambooth_core.stages.class_image_plan import ClassImage
 from dreambooth_core.stages.saved_states import Progress, latest_state
 from dreambooth_core.stages.training_pictures import arrange, class_example, find_instances
-from tests.trainings import Trained, Trainings, same, trainings_in, write_pictures
+from tests.noise_pictures import write_pictures
+from tests.trainings import Trained, Trainings, same, trainings_in
 
 STEPS = 8
 PRIOR = 0.75

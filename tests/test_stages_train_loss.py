@@ -23,8 +23,9 @@ from dreambooth_core.stages.save_lora import load_state_components
 from dreambooth_core.stages.side_settings import side_settings
 from dreambooth_core.stages.training_setup import changed_settings
 from dreambooth_core.stages.training_step import example_losses
+from tests.noise_pictures import write_pictures
 from tests.tiny import VARIANTS, stage_context, tiny_model
-from tests.trainings import Trained, Trainings, merged, trainings_in, write_pictures
+from tests.trainings import Trained, Trainings, merged, trainings_in
 
 ONE_STEP: dict[str, Any] = {"intervals": {"max_steps": 1}, "batch": {"batch_size": 2}}
 SHORT: dict[str, Any] = {"intervals": {"epochs": 2}, "batch": {"batch_size": 4}}

@@ -22,7 +22,7 @@ from dreambooth_core.ui.schedule_curve import (
     rate_lines,
     schedule_html,
 )
-from tests.trainings import write_pictures
+from tests.noise_pictures import write_pictures
 
 
 def make(**settings: Any) -> TrainConfig:

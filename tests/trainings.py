@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from accelerate.state import AcceleratorState
-from PIL import Image
 
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.config.serialize import from_dict
@@ -21,6 +19,7 @@ from dreambooth_core.job.events import Event, StepDone
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.stages import train
 from dreambooth_core.stages.training_state import TrainingState, load_state
+from tests.noise_pictures import write_pictures
 
 FAST: dict[str, Any] = {
     "model": "tiny",
@@ -43,18 +42,6 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
         inner = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
         result[name] = merged(result[name], value) if inner else value
     return result
-
-
-def write_pictures(
-    folder: Path, count: int, seed: int = 0, size: tuple[int, int] = (64, 64)
-) -> Path:
-    """Write pictures of noise, named so that their captions differ."""
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = numpy.random.default_rng(seed)
-    for number in range(count):
-        pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=numpy.uint8)
-        Image.fromarray(pixels).save(folder / f"{'abcdefgh'[number]} red dog.png")
-    return folder
 
 
 class Script:
