@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import signal
 import sys
@@ -145,7 +146,7 @@ def run_job(run: Run, folder: Path, writer: EventWriter) -> Event:
             check(run.config, workspace, run.kind)
             commands = CommandReader(folder / COMMANDS_FILE)
             stage = importlib.import_module(STAGES[run.kind])
-            if run.kind not in LOOKING_KINDS:
+            if run.kind not in LOOKING_KINDS and importlib.util.find_spec("torch"):
                 importlib.import_module(MACHINE_MODULE).look_at_machine(workspace)
             context = RunContext(workspace, run.run_id, folder, emit, commands)
             return outcome(stage.run(run.config, context))
