@@ -87,7 +87,12 @@ def test_a_setting_cannot_be_placed_twice_and_must_exist() -> None:
         fields.place("ema.decay")
     with pytest.raises(KeyError, match="nothing"):
         fields.place("nothing")
-    assert list(fields.components()) == ["ema.enabled", "ema.decay", "ema.every_steps"]
+    assert list(fields.components()) == [
+        "ema.enabled",
+        "ema.decay",
+        "ema.every_steps",
+        "ema.device",
+    ]
 
 
 def test_the_defaults_are_those_of_the_schema() -> None:

@@ -20,6 +20,7 @@ from tests.browser.driver import FOR_PICTURES, ROOT, App, Person, browsing, serv
 
 IMAGES = ROOT / "docs" / "images"
 GRID = "#dreambooth_compare_grid"
+NUMBERS = "#dreambooth_compare_table table"
 PROGRESS, SUMMARY = "#dreambooth_run_progress", "#dreambooth_run_summary"
 MODEL = "demo"
 EPOCHS = demo.training_config(MODEL).intervals.epochs
@@ -138,13 +139,13 @@ def _compare(person: Person) -> None:
     person.waits(lambda: str(person.width_of(GRID)), lambda n: int(n) > 600, "a large grid")
     verdict = person.text("#dreambooth_compare_verdict")
     assert "Keep" in verdict or "No checkpoint is better" in verdict
-    table = person.text("#dreambooth_compare_table")
+    table = person.text(NUMBERS)
     assert "as created" in table and "Subject fidelity" in table
     assert table.count("demo_") >= 2 and "keep" in table
     person.open()  # and it is there whenever the page is opened
     person.tab("Compare")
     person.waits(lambda: str(person.width_of(GRID)), lambda n: int(n) > 600, "a large grid")
-    assert person.text("#dreambooth_compare_table") == table
+    person.waits(lambda: person.text(NUMBERS), lambda text: text == table, "the same numbers")
     assert person.repeated_ids() == []
     _keep_picture(person, "tab-compare")
 
