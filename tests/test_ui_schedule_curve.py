@@ -154,7 +154,8 @@ def test_on_the_page_it_follows_its_settings(workspace: Workspace) -> None:
     with gr.Blocks() as blocks:
         page = Page(StandaloneHost(workspace))
     display, train = page.select.curve.display, page.form.train
-    answering = [fn for fn in blocks.fns.values() if display in getattr(fn, "outputs", ())]
+    functions = blocks.fns.values() if isinstance(blocks.fns, dict) else blocks.fns
+    answering = [fn for fn in functions if display in (getattr(fn, "outputs", None) or ())]
     paths = {path for name in (*SHAPING, *SHAPING_TOO) for path in train.paths(name)}
     assert len(answering) == len(paths & set(train.components()))
     draw = answering[0].fn
