@@ -31,15 +31,11 @@ SIZE, STEPS = 128, 4
 PROMPT = {"prompt": "photo of a ohwx man", "steps": STEPS, "width": SIZE, "height": SIZE, "seed": 7}
 MERGED, OURS = "bob_merged", "bob_ours"
 LONG = ", ".join(f"photo of a tall man with a red hat number {n}" for n in range(15))
-PROMPTS = (
-    "",
-    "photo of a ohwx man",
-    "red, " * 40,
-    LONG,
-    LONG.replace(",", ""),
-    "man! (it's \\(1\\))",
-)
-"""None, one, two and three chunks of 75 tokens, with commas near a chunk's end and without."""
+PROMPTS = ("", "photo of a ohwx man!", "red, " * 40, LONG, LONG.replace(",", ""))
+"""Up to three chunks of 75 tokens, with commas near a chunk's end and without.
+
+There is no emphasis, which the WebUI reads in brackets and training does not.
+"""
 SETTLING_SECONDS = 15
 ENDLESS = 10_000
 LISTS = (
