@@ -30,7 +30,7 @@ from dreambooth_core.host.standalone import StandaloneHost
 from dreambooth_core.job.workspace import ModelInfo, Workspace
 from dreambooth_core.ui.app import Page, build_blocks
 from dreambooth_core.ui.tabs.concepts import add, duplicate, pick, remove
-from dreambooth_core.ui.training_form import blank_concept
+from dreambooth_core.ui.training_form import blank_concept, guarded
 from tests.test_job_comparison import compared
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -323,20 +323,22 @@ def test_presets_are_loaded_saved_and_shared(
 ) -> None:
     presets = page.presets
     opened.values[presets.choice] = "Style"
-    updates = opened.show(presets._guarded(presets._load)(opened.values))
+    updates = opened.show(guarded(presets.message, presets._load)(opened.values))
     assert "settings changed" in updates[presets.message]
     assert page.form.read(opened.values).intervals.epochs == 60
     opened.set("intervals.epochs", 61)
     opened.values[presets.name] = "my & own"
-    saved = opened.show(presets._guarded(presets._save)(opened.values))
+    saved = opened.show(guarded(presets.message, presets._save)(opened.values))
     assert ("my & own", "my & own") in [tuple(c) for c in _pairs(saved[presets.choice]["choices"])]
-    compared = presets._guarded(presets._compare)({**opened.values, presets.choice: "Style"})
+    compared = guarded(presets.message, presets._compare)(
+        {**opened.values, presets.choice: "Style"}
+    )
     assert ">60<" in compared[presets.differences] and ">61<" in compared[presets.differences]
-    file = presets._guarded(presets._export)(opened.values)[presets.file]["value"]
+    file = guarded(presets.message, presets._export)(opened.values)[presets.file]["value"]
     assert json.loads(Path(file).read_text())["settings"]["intervals.epochs"] == 61
-    deleted = presets._guarded(presets._delete)(opened.values)
+    deleted = guarded(presets.message, presets._delete)(opened.values)
     assert "my &amp; own is deleted" in deleted[presets.message]
-    imported = presets._guarded(presets._import)({presets.upload: file})
+    imported = guarded(presets.message, presets._import)({presets.upload: file})
     assert "Took in my &amp; own" in imported[presets.message]
 
 
@@ -347,10 +349,10 @@ def _pairs(choices: list[Any]) -> list[Any]:
 def test_preset_errors_are_told_on_the_page(page: Page, opened: Browser) -> None:
     presets = page.presets
     opened.values[presets.name] = f"../{HOSTILE}"
-    told = presets._guarded(presets._save)(opened.values)[presets.message]
+    told = guarded(presets.message, presets._save)(opened.values)[presets.message]
     assert "dreambooth-error" in told and "<img" not in told
     opened.values[presets.choice] = "Face"
-    told = presets._guarded(presets._delete)(opened.values)[presets.message]
+    told = guarded(presets.message, presets._delete)(opened.values)[presets.message]
     assert "own presets" in told
     opened.values[presets.against] = "The last run"
     assert "not been trained" in presets._differ(opened.values)[presets.differences]

@@ -20,7 +20,7 @@ from dreambooth_core.ui.tabs.importing import (
     show_report,
     to_state,
 )
-from dreambooth_core.ui.training_form import TrainingForm
+from dreambooth_core.ui.training_form import TrainingForm, guarded
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 SETTINGS = {
@@ -61,7 +61,7 @@ class Section:
         if source:
             self.values[self.section.source] = source
         self.values[self.section.behaviour] = behaviour
-        handler = self.section._guarded(getattr(self.section, name))
+        handler = guarded(self.section.message, getattr(self.section, name))
         return self.show(handler(self.values))
 
 
@@ -156,7 +156,7 @@ def test_a_job_that_cannot_be_started_is_explained(section: Section, folder: Pat
     def create(values: Any) -> Any:
         return section.section._create(values, busy)
 
-    said = section.section._guarded(create)(section.values)
+    said = guarded(section.section.message, create)(section.values)
     assert "Another job is going on" in said[section.section.message]
 
 

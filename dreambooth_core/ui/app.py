@@ -14,6 +14,7 @@ from dreambooth_core.errors import ConfigError, DreamboothError
 from dreambooth_core.host.base import Host, set_host
 from dreambooth_core.host.conductor import conductor
 from dreambooth_core.host.standalone import StandaloneHost
+from dreambooth_core.job.launcher import Job
 from dreambooth_core.job.machine import unavailable
 from dreambooth_core.job.workspace import ModelInfo, Workspace
 from dreambooth_core.ui.gradio_compat import (
@@ -111,16 +112,16 @@ class Page:
         return self.tab_items[name]
 
     def _wire(self) -> None:
-        self.create.wire(lambda kind, config: conductor().start(kind, config))
+        self.create.wire(start)
         self.transfer.wire(
-            lambda kind, config: conductor().start(kind, config),
+            start,
             self.form.model,
             opened=self.tab_items["transfer"].select,
             ended=self.panel.summary.change,
         )
         self.select.wire()
         self.presets.wire()
-        self.importing.wire(lambda kind, config: conductor().start(kind, config))
+        self.importing.wire(start)
         self.concepts.wire()
         inputs = self.form.inputs()
         PlanView(self.concepts, self.saving).wire(inputs, self.training)
@@ -266,6 +267,11 @@ class Page:
         words = "The built-in subject and its settings are filled in. Press Train."
         shown = self.form.show(example_settings(model))
         return {**shown, self.concepts.message: note(words, "good")}
+
+
+def start(kind: str, config: Any) -> Job:
+    """Start a job of the process's conductor; raises DreamboothError if that cannot be."""
+    return conductor().start(kind, config)
 
 
 def build_blocks(host: Host, **options: Any) -> Any:

@@ -6,7 +6,7 @@ is, are in the page's own state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
@@ -15,13 +15,15 @@ from dreambooth_core.config.concept import Concept
 from dreambooth_core.config.schema import ImagesSection, TrainConfig
 from dreambooth_core.config.serialize import from_dict, to_dict
 from dreambooth_core.config.settings_store import concept_title, keep_settings, kept_settings
-from dreambooth_core.errors import ConfigError, Problem
+from dreambooth_core.errors import ConfigError, DreamboothError, Problem
 from dreambooth_core.job.workspace import ModelFolder, ModelInfo, Workspace
 from dreambooth_core.ui.controls import Fields
 from dreambooth_core.ui.gradio_compat import make
+from dreambooth_core.ui.messages import explain
 
 Values = Mapping[Any, Any]
 Updates = dict[Any, Any]
+Handler = Callable[[Values], Updates]
 TITLE_LENGTH = 40
 
 
@@ -145,3 +147,15 @@ def require_model(config: TrainConfig) -> TrainConfig:
 def _choices(concepts: list[Concept]) -> list[tuple[str, int]]:
     titles = (concept_title(concept)[:TITLE_LENGTH] for concept in concepts)
     return [(f"{number}. {title}", number - 1) for number, title in enumerate(titles, start=1)]
+
+
+def guarded(message: Any, handler: Handler) -> Handler:
+    """Return the handler with what it raises explained in `message`, which else is emptied."""
+
+    def answer(values: Values) -> Updates:
+        try:
+            return {message: "", **handler(values)}
+        except DreamboothError as error:
+            return {message: explain(error)}
+
+    return answer

@@ -35,21 +35,37 @@ def remedies(config: TrainConfig, phase: str, *, on_gpu: bool) -> list[str]:
         return ["Lower the class batch size."]
     if phase == "caching latents":
         return ["Lower the batch size or the resolution."]
-    batch, precision, lora = config.batch, config.precision, config.lora
     training = phase == "training"
     found = [
-        (training and not batch.gradient_checkpointing, "Switch gradient checkpointing on."),
-        (training and batch.batch_size > 1, "Lower the batch size and raise the accumulation."),
-        (config.ema.enabled and on_gpu and config.ema.device != "cpu", "Keep the EMA on the cpu."),
-        (config.ema.enabled and not on_gpu, "Switch EMA off."),
-        (precision.weights != "bf16" and not lora.enabled, "Keep the weights in bf16."),
-        (training and on_gpu and precision.mixed_precision == "no", "Use mixed precision."),
-        (config.optimizer.name == "adamw", "Use lion, which remembers half as much."),
-        (config.text_encoder.train_ratio > 0, "Do not train the text encoder."),
-        (not lora.enabled, "Train a LoRA."),
+        *(_of_the_batch(config) if training else ()),
+        *_of_copies(config, on_gpu=on_gpu),
+        (training and on_gpu and config.precision.mixed_precision == "no", "Use mixed precision."),
+        *_of_what_learns(config),
     ]
     useful = [words for applies, words in found if applies]
     return useful or ["Lower the resolution."]
+
+
+def _of_the_batch(config: TrainConfig) -> Iterator[tuple[bool, str]]:
+    """Yield whether something is not done yet, and what it is."""
+    yield not config.batch.gradient_checkpointing, "Switch gradient checkpointing on."
+    yield config.batch.batch_size > 1, "Lower the batch size and raise the accumulation."
+
+
+def _of_copies(config: TrainConfig, *, on_gpu: bool) -> Iterator[tuple[bool, str]]:
+    """Yield the same for the weights and their average."""
+    ema = config.ema
+    yield ema.enabled and on_gpu and ema.device != "cpu", "Keep the EMA on the cpu."
+    yield ema.enabled and not on_gpu, "Switch EMA off."
+    in_bf16 = config.precision.weights == "bf16" or config.lora.enabled
+    yield not in_bf16, "Keep the weights in bf16."
+
+
+def _of_what_learns(config: TrainConfig) -> Iterator[tuple[bool, str]]:
+    """Yield the same for what is trained, and by which optimizer."""
+    yield config.optimizer.name == "adamw", "Use lion, which remembers half as much."
+    yield config.text_encoder.train_ratio > 0, "Do not train the text encoder."
+    yield not config.lora.enabled, "Train a LoRA."
 
 
 def _gb(size: float) -> str:

@@ -22,12 +22,12 @@ from dreambooth_core.config.imports.report import (
 )
 from dreambooth_core.config.settings_store import difference
 from dreambooth_core.config.validate import check
-from dreambooth_core.errors import DreamboothError, InputError
+from dreambooth_core.errors import InputError
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.ui.controls import side_button
 from dreambooth_core.ui.gradio_compat import listen, make, uploaded_path, visibility
-from dreambooth_core.ui.messages import explain, hint, label_of, note, table
-from dreambooth_core.ui.training_form import TrainingForm, Updates, Values
+from dreambooth_core.ui.messages import hint, label_of, note, table
+from dreambooth_core.ui.training_form import TrainingForm, Updates, Values, guarded
 
 LABEL = "Import from another trainer: settings, concepts, models"
 HINT = (
@@ -36,7 +36,6 @@ HINT = (
 )
 HEADINGS = ("In the file", "Here", "What became of it")
 Start = Callable[[str, Any], Any]
-Handler = Callable[[Values], Updates]
 
 
 class ImportSection:
@@ -100,14 +99,14 @@ class ImportSection:
         makes = [self.name, self.weights, self.ema, self.create]
         shown = [self.report, self.apply, *makes, self.found, self.message]
         asked = {self.source, self.behaviour}
-        read = self._guarded(self._read)
+        read = guarded(self.message, self._read)
         listen(self.read.click, read, asked, shown)
         listen(self.source.submit, read, asked, shown)
-        upload = self._guarded(self._read_upload)
+        upload = guarded(self.message, self._read_upload)
         listen(self.upload.upload, upload, {self.upload, self.behaviour}, [*shown, self.source])
-        again = self._guarded(self._read_again)
+        again = guarded(self.message, self._read_again)
         listen(self.behaviour.change, again, {*asked, self.found}, shown)
-        taken = self._guarded(self._apply)
+        taken = guarded(self.message, self._apply)
         inputs = {*self.form.inputs(), self.found}
         listen(self.apply.click, taken, inputs, [*self.form.outputs(), self.message])
 
@@ -115,16 +114,7 @@ class ImportSection:
             return self._create(values, start)
 
         asked = {self.found, self.name, self.weights, self.ema}
-        listen(self.create.click, self._guarded(create), asked, self.message, waiting=True)
-
-    def _guarded(self, handler: Handler) -> Handler:
-        def guarded(values: Values) -> Updates:
-            try:
-                return {self.message: "", **handler(values)}
-            except DreamboothError as error:
-                return {self.message: explain(error)}
-
-        return guarded
+        listen(self.create.click, guarded(self.message, create), asked, self.message, waiting=True)
 
     def _read(self, values: Values) -> Updates:
         return self._show(read_import(values[self.source] or "", values[self.behaviour]))

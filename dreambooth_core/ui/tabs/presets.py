@@ -29,12 +29,11 @@ from dreambooth_core.job.runs import last_run
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.ui.controls import side_button
 from dreambooth_core.ui.gradio_compat import listen, make, uploaded_path
-from dreambooth_core.ui.messages import explain, heading, hint, note, table
-from dreambooth_core.ui.training_form import TrainingForm, Updates, Values
+from dreambooth_core.ui.messages import heading, hint, note, table
+from dreambooth_core.ui.training_form import Handler, TrainingForm, Updates, Values, guarded
 
 LAST_RUN = "The last run"
 HINT = "A preset sets the settings that it names and leaves all others as they are."
-Handler = Callable[[Values], Updates]
 
 
 class PresetRow:
@@ -93,7 +92,7 @@ class PresetRow:
         self._answer(self.save, self._save, {*inputs, self.name}, lists)
         self._answer(self.delete, self._delete, {self.choice}, lists)
         self._answer(self.export, self._export, {self.choice}, lists)
-        answer = self._guarded(self._import)
+        answer = guarded(self.message, self._import)
         listen(self.upload.upload, answer, {self.upload}, [*lists, self.message])
 
     def describe(self, name: str) -> str:
@@ -101,16 +100,7 @@ class PresetRow:
         return hint(_description(self.workspace(), name))
 
     def _answer(self, button: Any, handler: Handler, inputs: set[Any], outputs: list[Any]) -> None:
-        listen(button.click, self._guarded(handler), inputs, [*outputs, self.message])
-
-    def _guarded(self, handler: Handler) -> Handler:
-        def guarded(values: Values) -> Updates:
-            try:
-                return {self.message: "", **handler(values)}
-            except DreamboothError as error:
-                return {self.message: explain(error)}
-
-        return guarded
+        listen(button.click, guarded(self.message, handler), inputs, [*outputs, self.message])
 
     def _load(self, values: Values) -> Updates:
         before = self.form.read(values)
