@@ -72,11 +72,13 @@ def bake(workspace: Workspace, events: list[Event] | None = None, **changes: Any
     return Path(bake_lora.run(config, stage_context(workspace, events))["path"])
 
 
-def put_lora(workspace: Workspace, layers: dict[str, LowRank], name: str = "x") -> Path:
-    """Write a LoRA into the Lora folder."""
+def put_lora(
+    workspace: Workspace, layers: dict[str, LowRank], name: str = "x", **told: str
+) -> Path:
+    """Write a LoRA into the Lora folder; `told` is added to what it says about itself."""
     path = workspace.lora_dir / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_lora(path, low_rank_entries(layers, "F32"), {"ss_network_dim": "2"})
+    write_lora(path, low_rank_entries(layers, "F32"), {"ss_network_dim": "2", **told})
     return path
 
 
@@ -221,6 +223,14 @@ def test_a_strength_of_0_leaves_a_part_byte_for_byte(
     changed = {key for key in before if not torch.equal(before[key], baked[key])}
     part = UNET if untouched == QUERY else TEXT
     assert changed == {key for key in NAMES if not key.startswith(part)}
+
+
+def test_a_schedule_that_training_made_end_in_noise_is_marked(workspace: Workspace) -> None:
+    before, _ = write_pair(workspace)
+    put_lora(workspace, {NAMES[QUERY]: layer_for(before[QUERY])}, ss_zero_terminal_snr="True")
+    baked = load_file(bake(workspace))
+    assert baked.keys() - before.keys() == {"ztsnr"}
+    assert baked["ztsnr"].shape == (0,)
 
 
 @pytest.mark.turns("bake-lora.dtype")

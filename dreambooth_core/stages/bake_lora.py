@@ -21,6 +21,7 @@ from dreambooth_core.config.control import number_text
 from dreambooth_core.config.lora import BakeLoraConfig
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.families.base import KeyPair
+from dreambooth_core.families.noise_schedule import ZERO_SNR_KEY
 from dreambooth_core.job.checkpoint_files import checkpoint_path
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import CheckpointSaved, Notice
@@ -32,6 +33,7 @@ from dreambooth_core.stages.derived import (
     until_stopped,
     write_derived,
 )
+from dreambooth_core.stages.run_metadata import ZERO_SNR_METADATA
 
 PHASE = "writing"
 
@@ -46,12 +48,14 @@ def run(config: BakeLoraConfig, context: RunContext) -> dict[str, Any]:
     lora = workspace.find_lora(config.lora)
     with CheckpointReader(lora) as reader:
         layers = _placed(read_lora(reader), original, lora, context)
+        ends_in_noise = reader.header.metadata.get(ZERO_SNR_METADATA) == str(True)
 
     def bake() -> dict[str, Any]:
         path = checkpoint_path(workspace.checkpoints_dir, config.name, 0, config.subfolder)
         told = baking_metadata(config, original, lora)
         with CheckpointReader(original.path) as reader:
             entries = baked_entries(original, reader, layers, config)
+            entries += zero_snr_mark(original) if ends_in_noise else []
             written = write_derived(original, path, entries, told, PHASE, context)
         return tell_saved(
             CheckpointSaved, config.name, original, written, context, layers=len(layers)
@@ -92,6 +96,13 @@ def baked_entries(
         else:
             entries.append(cast_to(reader, key, saved_dtype(info, config.dtype), buffers))
     return entries
+
+
+def zero_snr_mark(original: Original) -> list[Entry]:
+    """Return the empty key that tells hosts of a noise schedule that ends in noise, if it lacks."""
+    if ZERO_SNR_KEY in original.header.tensors:
+        return []
+    return [Entry(ZERO_SNR_KEY, "F32", (0,), lambda: torch.empty(0))]
 
 
 def _strength(component: str, config: BakeLoraConfig) -> float:

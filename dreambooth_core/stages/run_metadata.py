@@ -21,6 +21,8 @@ from dreambooth_core.families.loading import read_configs
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.saved_states import Progress
 
+ZERO_SNR_METADATA = "ss_zero_terminal_snr"
+
 
 def model_metadata(folder: ModelFolder, path: Path) -> dict[str, str]:
     """Return what every checkpoint of a model says: modelspec, and where it comes from."""
@@ -83,7 +85,7 @@ def _loss_metadata(loss: LossSection) -> dict[str, str]:
     numbers = {name: number_text(value) for name, value in settings.items() if value}
     marks = {
         "ss_debiased_estimation": loss.debiased_estimation,
-        "ss_zero_terminal_snr": loss.zero_terminal_snr,
+        ZERO_SNR_METADATA: loss.zero_terminal_snr,
     }
     return {**numbers, **{name: str(value) for name, value in marks.items() if value}}
 
