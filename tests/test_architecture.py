@@ -31,6 +31,7 @@ LAYERS = {
     "dreambooth_core.checkpoint.carried": 1,
     "dreambooth_core.checkpoint.file": 1,
     "dreambooth_core.checkpoint.merge": 1,
+    "dreambooth_core.checkpoint.stored": 1,
     "dreambooth_core.checkpoint.stream": 1,
     "dreambooth_core.checkpoint.hashed": 1,
     "dreambooth_core.checkpoint.assembled": 1,
@@ -58,6 +59,21 @@ HEAVY = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "num
 PULLED_BY_GRADIO = ("numpy", "PIL")
 BROAD_CATCHERS = ("worker.py", "edge.py", "dreambooth.py")
 PRINTERS = ("dreambooth_core/cli/", "launch.py", "benchmarks/", "dreambooth_core/world/build/")
+
+CHANGES_THE_DISK = {
+    *("write_text", "write_bytes", "unlink", "rmdir", "mkdir", "makedirs", "touch", "symlink_to"),
+    *("hardlink_to", "os.replace", "os.rename", "os.remove", "os.write", "os.truncate"),
+    *("os.fsync", "rename", "rmtree", "copy2", "copyfile", "copyfileobj", "copytree", "FileIO"),
+    *("shutil.copy", "shutil.move", "safe_open", "save_file"),
+}
+DISK = "dreambooth_core/job/disk.py"
+CHANGES_IT_TOO = {
+    "dreambooth_core/job/overlay.py log": "the log of pip and of the test of its packages",
+    "dreambooth_core/job/pip_install.py log": "the log of pip, which writes the packages itself",
+    "dreambooth_core/job/launcher.py log_path(folder)": "the log that the worker prints to",
+    "dreambooth_core/stages/process_memory.py RESET": "a switch of the system, no file",
+}
+"""Where something else than our files is written: the file, and why `disk.py` is not asked."""
 
 WEBUI = ("modules", "modules_forge", "backend", "ldm_patched")
 
@@ -377,6 +393,39 @@ def test_print_only_where_people_read_it() -> None:
         for node in ast.walk(_tree(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
     ]
+
+
+def _disk_calls(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the calls in a file that change the disk past `disk.py`: what on, and their place."""
+    for node in ast.walk(_tree(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        owner, _, last = name.rpartition(".")
+        subject = (
+            owner
+            if owner and owner not in ("os", "shutil", "io")
+            else "".join(ast.unparse(argument) for argument in node.args[:1])
+        )
+        mode = node.args[1:2] if name in ("open", "io.open", "os.fdopen") else node.args[:1]
+        mode += [word.value for word in node.keywords if word.arg == "mode"]
+        modes = [each.value for each in mode if isinstance(each, ast.Constant)]
+        writes = last == "open" and any(set("wax+") & set(str(value)) for value in modes)
+        known = name in CHANGES_THE_DISK or last in CHANGES_THE_DISK
+        if (known or writes) and owner != "disk":
+            yield subject.removeprefix("self."), _place(path, node)
+
+
+def test_only_one_module_changes_the_disk() -> None:
+    """Every other goes through it, so that faults can be tried at each call of it."""
+    found = [
+        (f"{path.relative_to(ROOT).as_posix()} {subject}", place)
+        for path in SOURCES
+        if PACKAGE in path.parents and "build" not in path.parts and _place(path) != DISK
+        for subject, place in _disk_calls(path)
+    ]
+    assert not [place for subject, place in found if subject not in CHANGES_IT_TOO]
+    assert {subject for subject, _ in found} == set(CHANGES_IT_TOO)
 
 
 def test_no_module_is_a_drawer_for_leftovers() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import zlib
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dreambooth_core.checkpoint import file as checkpoint_file
+from dreambooth_core.checkpoint import proof
 from dreambooth_core.checkpoint.file import (
     TORCH_DTYPES,
     CheckpointReader,
@@ -23,9 +27,11 @@ from dreambooth_core.checkpoint.file import (
     dtype_name,
     is_finite,
     write_checkpoint,
+    write_summed,
 )
 from dreambooth_core.checkpoint.stream import Buffers, Digest
 from dreambooth_core.errors import CheckpointError, NonFiniteError
+from dreambooth_core.job import disk
 
 
 def samples() -> dict[str, Tensor]:
@@ -142,11 +148,83 @@ def test_verbatim_tensors_are_not_looked_at(tmp_path: Path) -> None:
     assert load_file(path)["buffer"].isinf().all()
 
 
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_every_number_of_16_bits_is_judged_as_torch_does(dtype: str) -> None:
+    bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
+    finite = torch.isfinite(bits.view(TORCH_DTYPES[dtype]))
+    assert is_finite(bits[finite].numpy().data, dtype)
+    others = bits[~finite].numpy()
+    assert len(others) == {"F16": 2048, "BF16": 256}[dtype]
+    assert not any(is_finite(others[i : i + 1].tobytes(), dtype) for i in range(len(others)))
+    late = bits[finite].repeat(2)  # more than are looked at together
+    late[-1] = int(others[0])
+    assert not is_finite(late.numpy().data, dtype)
+
+
 def test_the_largest_numbers_are_finite() -> None:
     largest = torch.full((1000,), torch.finfo(torch.float16).max, dtype=torch.float16)
     assert is_finite(largest.numpy().tobytes(), "F16")
     assert is_finite(b"", "F32")
     assert is_finite(b"\xff" * 8, "I64")
+
+
+class LyingDisk:
+    """Keeps another byte than it was given, the first time that a file of a name is written."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        """Stand in for the writing."""
+        self.name, self.real, self.lies = name, disk.write, 1
+        monkeypatch.setattr(disk, "write", self.write)
+
+    def write(self, file: FileIO, data: bytes | memoryview) -> None:
+        """Write, and change the last byte."""
+        changed = bytearray(data)
+        if self.name in str(file.name) and len(data) > 50 and self.lies:
+            self.lies -= 1
+            changed[-1] ^= 1
+        self.real(file, changed)
+
+
+@pytest.mark.parametrize("sync_bytes", [100, proof.SYNC_BYTES])
+def test_a_file_is_read_again_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync_bytes: int
+) -> None:
+    path, side = tmp_path / "x.safetensors", tmp_path / "x.yaml"
+    new = entries({f"w{i}": torch.full((30,), float(i)) for i in range(9)})
+    write_checkpoint(path, entries({"old": torch.ones(1)}), {}, {side: b"old"})
+    before = path.read_bytes()
+    monkeypatch.setattr(proof, "SYNC_BYTES", sync_bytes)
+    LyingDisk(monkeypatch, "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"x\.safetensors\.tmp does not read back"):
+        write_checkpoint(path, new, {}, {side: b"new"})
+    assert (path.read_bytes(), side.read_bytes()) == (before, b"old")
+    assert sorted(tmp_path.iterdir()) == [path, side]
+    written = write_checkpoint(path, new, {}, {side: b"new"})
+    assert written.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert side.read_bytes() == b"new"
+    crc = write_summed(tmp_path / "summed.safetensors", new, {})
+    assert crc == f"{zlib.crc32(path.read_bytes()):08x}"
+
+
+@pytest.mark.parametrize("there", [b"old", None])
+def test_a_side_file_is_as_it_was_if_the_checkpoint_gets_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bytes | None
+) -> None:
+    path, side, real = tmp_path / "x.safetensors", tmp_path / "x.yaml", disk.rename
+    if there is not None:
+        side.write_bytes(there)
+
+    def refuse(source: Path, target: Path) -> None:
+        if target == path:
+            assert side.read_bytes() == b"new"  # it is there first
+            raise OSError(errno.EIO, "broken")
+        real(source, target)
+
+    monkeypatch.setattr(disk, "rename", refuse)
+    with pytest.raises(OSError, match="broken"):
+        write_checkpoint(path, entries({"a": torch.ones(1)}), {}, {side: b"new"})
+    assert list(tmp_path.iterdir()) == ([side] if there is not None else [])
+    assert there is None or side.read_bytes() == there
 
 
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path) -> None:

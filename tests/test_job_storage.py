@@ -1,20 +1,27 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
+from inspect import isfunction
+from io import FileIO
 from pathlib import Path
 
 import pytest
+from typing_extensions import Buffer
 
-from dreambooth_core.job import storage
+from dreambooth_core.job import disk
 from dreambooth_core.job.storage import (
     append_line,
+    aside,
+    atomic_copy,
     atomic_file,
     atomic_write_bytes,
     atomic_write_json,
-    replace,
+    drop_folder,
+    put_folder,
 )
 
 
@@ -30,7 +37,7 @@ def test_atomic_file_replaces_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_names_the_file(tmp_path: Path, number: int) -> None:
+def test_what_fails_names_the_file(tmp_path: Path, number: int) -> None:
     """The system does not say which file a write was for; what it says of another one stays."""
 
     def write(error: OSError) -> None:
@@ -40,7 +47,7 @@ def test_a_full_disk_names_the_file(tmp_path: Path, number: int) -> None:
     for error, name in (
         (OSError(number, "full"), str(tmp_path / "file.bin.tmp")),
         (OSError(number, "full", "/other"), "/other"),
-        (OSError(errno.EIO, "broken"), None),
+        (OSError(errno.EIO, "broken"), str(tmp_path / "file.bin.tmp")),
     ):
         with pytest.raises(OSError, match=error.strerror) as caught:
             write(error)
@@ -96,6 +103,91 @@ def test_append_line_keeps_a_torn_line_apart(tmp_path: Path) -> None:
     assert path.read_bytes() == b"whole\nto\nnext\n"
 
 
+@pytest.mark.parametrize("torn", [b"", b"to"])
+@pytest.mark.parametrize("others", [b"", b"another's\n"])
+def test_a_failed_line_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: bytes, others: bytes
+) -> None:
+    """And if another program has written since, its line stays, and the torn one stays alone."""
+    path = tmp_path / "lines.txt"
+    path.write_bytes(b"whole\n" + torn)
+
+    def write_half(file: FileIO, data: bytes) -> None:
+        file.write(data[:4])
+        with path.open("ab") as other:
+            other.write(others)
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(disk, "write", write_half)
+        with pytest.raises(OSError, match="full") as caught:
+            append_line(path, "next")
+    assert caught.value.filename == str(path)
+    half = (b"\n" * bool(torn) + b"next\n")[:4] if others else b""
+    assert path.read_bytes() == b"whole\n" + torn + half + others
+    append_line(path, "again")
+    assert path.read_bytes().splitlines()[-1] == b"again"
+
+
+def test_a_short_write_goes_on(tmp_path: Path) -> None:
+    class Slow(FileIO):
+        def write(self, data: Buffer) -> int:
+            return super().write(memoryview(data)[:3])
+
+    with Slow(tmp_path / "slow", "wb") as file:
+        disk.write(file, b"all of these bytes")
+    assert disk.read(tmp_path / "slow") == b"all of these bytes"
+
+
+def test_what_is_left_of_an_open_file_is_copied(tmp_path: Path) -> None:
+    data = io.BytesIO(b"first, the rest")
+    data.seek(7)
+    atomic_copy(tmp_path / "copy", data)
+    assert disk.read(tmp_path / "copy") == b"the rest"
+
+
+def test_what_a_disk_gives_back_otherwise_gets_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "settings.json", disk.write
+    atomic_write_bytes(path, b"old")
+    monkeypatch.setattr(disk, "write", lambda file, data: real(file, data[:-1] + b"?"))
+    for write in (
+        lambda: atomic_write_bytes(path, b"new"),
+        lambda: atomic_copy(path, io.BytesIO(b"new")),
+    ):
+        with pytest.raises(OSError, match="does not give back") as caught:
+            write()
+        assert caught.value.filename == str(path) + ".tmp"
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["settings.json"]
+
+
+def test_a_folder_takes_the_place_of_another_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it cannot, the other is where it was; a third that a crash left over goes."""
+    target, building, real = tmp_path / "a", tmp_path / ".a.tmp", disk.rename
+    for folder, text in ((target, b"old"), (aside(target), b"older"), (building, b"new")):
+        atomic_write_bytes(folder / "file", text)
+
+    def refuse(source: Path, to: Path) -> None:
+        if source == building:
+            raise OSError(errno.EIO, "broken")
+        real(source, to)
+
+    monkeypatch.setattr(disk, "rename", refuse)
+    with pytest.raises(OSError, match="broken"):
+        put_folder(building, target)
+    assert disk.read(target / "file") == b"old"
+    monkeypatch.undo()
+    put_folder(building, target)
+    assert os.listdir(tmp_path) == ["a"]
+    assert disk.read(target / "file") == b"new"
+    drop_folder(target)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("text", ["a\nb", "a\rb", "\n"])
 def test_append_line_refuses_more_than_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match="one line"):
@@ -103,7 +195,7 @@ def test_append_line_refuses_more_than_one_line(tmp_path: Path, text: str) -> No
     assert not (tmp_path / "lines.txt").exists()
 
 
-def test_replace_waits_for_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rename_waits_for_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_bytes(b"new")
     real, refusals = os.replace, [PermissionError("in use")] * 3
@@ -115,21 +207,40 @@ def test_replace_waits_for_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "replace", reluctant)
     monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: None)
-    replace(source, target)
+    monkeypatch.setattr(disk.time, "sleep", lambda seconds: None)
+    disk.rename(source, target)
     assert target.read_bytes() == b"new"
     refusals.extend([PermissionError("in use")] * 1000)
     target.rename(source)
     with pytest.raises(PermissionError):
-        replace(source, target)
+        disk.rename(source, target)
 
 
-def test_replace_does_not_wait_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rename_does_not_wait_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(a: Path, b: Path) -> None:
         raise PermissionError("never")
 
     monkeypatch.setattr(os, "replace", refuse)
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(storage.time, "sleep", lambda seconds: pytest.fail("waited"))
+    monkeypatch.setattr(disk.time, "sleep", lambda seconds: pytest.fail("waited"))
     with pytest.raises(PermissionError, match="never"):
-        replace(tmp_path / "a", tmp_path / "b")
+        disk.rename(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_folder_is_gone_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    disk.make_folder(folder)
+    with pytest.raises(FileExistsError):
+        disk.make_folder(folder, new=True)
+    atomic_write_bytes(folder / "file", b"x")
+    disk.remove_folder(tmp_path / "a")
+    disk.remove_folder(tmp_path / "a")
+    disk.remove(folder / "file")
+    assert os.listdir(tmp_path) == []
+
+
+def test_every_function_is_listed() -> None:
+    """So that a test of faults tries them all."""
+    found = {name for name, value in vars(disk).items() if isfunction(value)}
+    ours = {name for name in found if getattr(disk, name).__module__ == disk.__name__}
+    assert ours - {"naming", "drop_cache"} == {*disk.CHANGES, *disk.READS}

@@ -16,6 +16,7 @@ from dreambooth_core.checkpoint.contents import Header, TensorInfo
 from dreambooth_core.checkpoint.file import CheckpointReader
 from dreambooth_core.checkpoint.hashed import PassingDigest
 from dreambooth_core.checkpoint.stream import bytes_of
+from dreambooth_core.job import disk
 
 HASH_BYTES = 2**20
 
@@ -94,7 +95,7 @@ class AssemblyReader:
             return self._digest.finish()
         digest = hashlib.sha256()
         for path in self._assembly.parts:
-            with path.open("rb") as file:
+            with disk.naming(path), disk.open_read(path) as file:
                 while chunk := file.read(HASH_BYTES):
                     digest.update(chunk)
         return digest.hexdigest()

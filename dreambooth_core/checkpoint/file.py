@@ -6,13 +6,17 @@ a 4 GB checkpoint needs a few tens of megabytes, and Windows can replace a file 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from io import FileIO
-from math import isfinite, prod
+from math import prod
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,15 +26,16 @@ from dreambooth_core.checkpoint.header import (
     encode_header,
     read_header,
 )
+from dreambooth_core.checkpoint.proof import Checksum, Crc32, Proof
 from dreambooth_core.checkpoint.stream import (
     Buffer,
     Buffers,
     Digest,
-    EarlySync,
     bytes_of,
 )
 from dreambooth_core.errors import CheckpointError, NonFiniteError
-from dreambooth_core.job.storage import atomic_file
+from dreambooth_core.job import disk
+from dreambooth_core.job.storage import atomic_file, atomic_write_bytes, undone_on_error
 
 CHUNK_BYTES = 8 * 2**20
 
@@ -52,11 +57,18 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }
 """Dtypes that can become tensors; the others pass through as bytes."""
 
-FLOATING = ("F16", "BF16", "F32", "F64")
+EXPONENTS = {
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+    "F32": (np.uint32, 0x7F800000),
+    "F64": (np.uint64, 0x7FF0000000000000),
+}
+"""The bits of a number's exponent; all are set in NaN and infinity, and in no other (IEEE 754)."""
 
-UNTHREADED = 2**14
-"""Numbers of which torch makes no work for several threads: they would wait for those that read,
-hash and write."""
+FLOATING = tuple(EXPONENTS)
+
+LOOKED_AT = 2**16
+"""Numbers that are looked at together: so many that they and their exponents stay in the cache."""
 
 Data = Tensor | Buffer | Iterable[Buffer]
 """A tensor's contents: a tensor, its bytes, or its bytes in chunks of whole numbers."""
@@ -73,7 +85,7 @@ class CheckpointReader:
 
     def __enter__(self) -> CheckpointReader:
         """Open the file."""
-        self._file = FileIO(self.header.path, "rb")
+        self._file = disk.open_read(self.header.path)
         return self
 
     def __exit__(
@@ -136,15 +148,16 @@ class CheckpointReader:
     def _fill(self, target: memoryview, offset: int, what: str) -> None:
         if self._file is None:
             raise ValueError(f"{self.header.path} is not open")
-        self._file.seek(self.header.data_start + offset)
-        while target:
-            count = self._file.readinto(target)
-            if not count:
-                raise CheckpointError(
-                    f"{self.header.path} ended while {what} was read.",
-                    remedy="Another program is changing the file, or the disk is failing.",
-                )
-            target = target[count:]
+        with disk.naming(self.header.path):
+            self._file.seek(self.header.data_start + offset)
+            while target:
+                count = self._file.readinto(target)
+                if not count:
+                    raise CheckpointError(
+                        f"{self.header.path} ended while {what} was read.",
+                        remedy="Another program is changing the file, or the disk is failing.",
+                    )
+                target = target[count:]
 
 
 @dataclass(frozen=True)
@@ -179,8 +192,8 @@ class WrittenFile:
 class CheckpointWriter:
     """Streams the given entries, in their order, to a file; a context manager.
 
-    The file is checked against its entries on leaving; making it durable and giving it its final
-    name is the caller's (`atomic_file`).
+    On leaving, the disk has the file, was asked for it again, and gave back what was written; to
+    give it its final name is the caller's (`atomic_file`).
     """
 
     def __init__(
@@ -192,7 +205,8 @@ class CheckpointWriter:
     ) -> None:
         """Lay out the file, whose bytes are added to `digest`; nothing is opened yet."""
         self.path = path
-        self._digest = digest
+        self._sum: Digest | Checksum = digest or Crc32()
+        self._kind = digest.kind if digest else Crc32
         self._entries = {entry.key: entry for entry in entries}
         self._infos = _lay_out(entries)
         self._header = encode_header(self._infos, metadata or {})
@@ -206,8 +220,8 @@ class CheckpointWriter:
 
     def __enter__(self) -> CheckpointWriter:
         """Open the file and write its header."""
-        self._file = FileIO(self.path, "wb")
-        self._sync = EarlySync(self._file.fileno())
+        self._file = disk.create(self.path)
+        self._proof = Proof(self.path, self._file.fileno(), self._sum.hexdigest, self._kind)
         self._put(self._header)
         return self
 
@@ -217,17 +231,20 @@ class CheckpointWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close the file; if all went well, read its header again and compare."""
-        if self._file is not None:
-            try:
-                self._sync.close()
-            finally:
-                self._file.close()
-                self._file = None
+        """Close the file; if all went well, read it again and compare."""
+        if self._file is None:
+            return
+        try:
+            if kind is None:
+                self._proof.finish()
+        finally:
+            self._proof.close()
+            self._file.close()
+            self._file = None
         if kind is None and read_header(self.path).tensors != self._infos:
             raise CheckpointError(
-                f"{self.path} does not read back as it was written.",
-                remedy="The disk may be failing; free some space or choose another one.",
+                f"{self.path} holds other tensors than were to be written.",
+                remedy="Another program is changing the file: try again.",
             )
 
     def write(self, key: str, data: Data) -> None:
@@ -251,46 +268,65 @@ class CheckpointWriter:
     def _put(self, chunk: Buffer) -> None:
         if self._file is None:
             raise ValueError(f"{self.path} is not open")
-        if self._digest is not None:
-            self._digest.update(chunk)
+        self._sum.update(chunk)
         view = memoryview(chunk)
         while view:
-            view = view[self._file.write(view[:WRITE_BYTES]) :]
-        self._sync.wrote(len(chunk))
+            disk.write(self._file, view[:WRITE_BYTES])
+            view = view[WRITE_BYTES:]
+        self._proof.wrote(len(chunk))
 
 
 def write_checkpoint(
-    path: Path, entries: Sequence[Entry], metadata: Mapping[str, str] | None = None
+    path: Path,
+    entries: Sequence[Entry],
+    metadata: Mapping[str, str] | None = None,
+    beside: Mapping[Path, bytes] | None = None,
 ) -> WrittenFile:
     """Write a file as a stream, all or nothing, and return its size and SHA-256.
 
-    Raises NonFiniteError naming a tensor that holds NaN or infinity; `path` is then untouched.
+    The small files `beside` it are written once it is proven, just before it gets its name; they
+    are as they were if it fails. Raises NonFiniteError naming a tensor that holds NaN or infinity;
+    `path` is then untouched.
     """
-    digest = Digest()
-    try:
-        with (
-            atomic_file(path) as temporary,
-            CheckpointWriter(temporary, entries, metadata, digest) as writer,
-        ):
-            for entry in entries:
-                writer.write(entry.key, entry.load())
-        return WrittenFile(path, writer.size, digest.hexdigest())
-    finally:
-        digest.close()
+    size, digest = _write(path, entries, metadata or {}, beside or {}, hashlib.sha256)
+    return WrittenFile(path, size, digest)
+
+
+def write_summed(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str]) -> str:
+    """Write a file like `write_checkpoint`, but return its CRC-32."""
+    return _write(path, entries, metadata, {}, Crc32)[1]
+
+
+def _write(
+    path: Path,
+    entries: Sequence[Entry],
+    metadata: Mapping[str, str],
+    beside: Mapping[Path, bytes],
+    kind: Callable[[], Checksum],
+) -> tuple[int, str]:
+    """Return the size and the sum of the written file."""
+    with closing(Digest(kind)) as digest, undone_on_error(beside):
+        with atomic_file(path) as temporary:
+            with CheckpointWriter(temporary, entries, metadata, digest) as writer:
+                for entry in entries:
+                    writer.write(entry.key, entry.load())
+            for small, data in beside.items():
+                atomic_write_bytes(small, data)
+        return writer.size, digest.hexdigest()
 
 
 def is_finite(chunk: Buffer, dtype: str) -> bool:
     """Return whether all numbers of the chunk are finite; true for dtypes that are not floats."""
     if dtype not in FLOATING or not len(chunk):
         return True
-    writable = bytearray(chunk) if memoryview(chunk).readonly else chunk
-    numbers = torch.frombuffer(writable, dtype=TORCH_DTYPES[dtype])
-    return all(_all_finite(part) for part in numbers.split(UNTHREADED))
-
-
-def _all_finite(numbers: Tensor) -> bool:
-    low, high = numbers.aminmax()  # NaN wins both
-    return isfinite(low.item()) and isfinite(high.item())
+    kind, exponent = EXPONENTS[dtype]
+    numbers: np.ndarray[Any, Any] = np.frombuffer(chunk, dtype=kind)
+    exponents = np.empty(min(len(numbers), LOOKED_AT), dtype=kind)
+    for start in range(0, len(numbers), LOOKED_AT):
+        part = numbers[start : start + LOOKED_AT]
+        if np.bitwise_and(part, kind(exponent), out=exponents[: len(part)]).max() == exponent:
+            return False
+    return True
 
 
 def cast_chunks(

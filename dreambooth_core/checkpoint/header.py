@@ -21,6 +21,7 @@ from dreambooth_core.checkpoint.contents import (
 )
 from dreambooth_core.checkpoint.pickled import read_pickled_header
 from dreambooth_core.errors import CheckpointError
+from dreambooth_core.job import disk
 
 __all__ = ["DTYPE_BYTES", "Header", "TensorInfo", "encode_header", "read_header"]
 
@@ -72,14 +73,14 @@ def _damaged(path: Path, damage: Damage) -> CheckpointError:
 
 
 def _is_archive(path: Path) -> bool:
-    with path.open("rb") as file:
+    with disk.open_read(path) as file:
         return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
 
 
 def _read_raw(path: Path, size: int) -> bytes:
     if size < LENGTH_BYTES:
         raise Damage(f"it has only {size} bytes")
-    with path.open("rb") as file:
+    with disk.open_read(path) as file:
         first = file.read(LENGTH_BYTES)
         is_json = file.read(1) == b"{"
         file.seek(LENGTH_BYTES)

@@ -7,6 +7,7 @@ So a tensor is a piece of the file, and is read like one of a `.safetensors` fil
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ from dreambooth_core.checkpoint.pickle_data import (
     Reference,
     read_pickle,
 )
+from dreambooth_core.job import disk
 
 MAX_PICKLE_BYTES = 32 * 2**20
 MAX_DIRECTORY_BYTES = 32 * 2**20
@@ -82,7 +84,7 @@ class _Archive:
 def read_pickled_header(path: Path) -> Header:
     """Return the tensors of a PyTorch archive in the order of their bytes; raises Damage."""
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with io.BufferedReader(disk.open_read(path)) as file:
         archive = _Archive(file, size, _entries(file, size))
         if "byteorder" in archive.entries and archive.read("byteorder", 16) != b"little":
             raise Damage("its numbers are stored in the order of another kind of computer")

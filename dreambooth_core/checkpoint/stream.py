@@ -1,38 +1,47 @@
-"""What a stream of tensors passes through: memory that is used again, a digest, an early sync."""
+"""What a stream of tensors passes through: memory that is used again, and a digest."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
+from dreambooth_core.checkpoint.proof import Checksum
+
 Buffer = bytes | memoryview
 
-SYNC_BYTES = 256 * 2**20
-"""Written before the disk is asked to begin with them."""
+SMALL_BYTES = 2**16
+"""Hashed at once: to hand so little to a thread takes longer."""
 
 
 class Digest:
-    """SHA-256 computed in a thread beside the reading and writing (hashlib releases the GIL)."""
+    """A sum, else SHA-256, computed in a thread beside the reading and writing.
 
-    def __init__(self) -> None:
+    (hashlib and zlib release the GIL.)
+    """
+
+    def __init__(self, kind: Callable[[], Checksum] = hashlib.sha256) -> None:
         """Start with no bytes."""
-        self._sha256 = hashlib.sha256()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sha256")
+        self.kind = kind
+        self._sum = kind()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest")
         self._pending: Future[None] | None = None
 
     def update(self, chunk: Buffer) -> None:
         """Add bytes, which must not change; at most one chunk is under way at a time."""
         self.wait()
-        self._pending = self._thread.submit(self._sha256.update, chunk)
+        if len(chunk) <= SMALL_BYTES:
+            self._sum.update(chunk)
+        else:
+            self._pending = self._thread.submit(self._sum.update, chunk)
 
     def hexdigest(self) -> str:
         """Return the digest of all bytes so far."""
         self.wait()
-        return self._sha256.hexdigest()
+        return self._sum.hexdigest()
 
     def close(self) -> None:
         """End the thread."""
@@ -61,33 +70,6 @@ class Buffers:
         free = self._older if len(self._older) >= size else new_memory(size)
         self._older, self._newer = self._newer, free
         return free[:size]
-
-
-class EarlySync:
-    """Brings a file to the disk while it is written, so that the end is no long wait."""
-
-    def __init__(self, descriptor: int) -> None:
-        """Begin with an open file, of which nothing is written."""
-        self._descriptor = descriptor
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sync")
-        self._waiting = 0
-        self._pending: Future[None] | None = None
-
-    def wrote(self, count: int) -> None:
-        """Count written bytes; raises OSError if the disk refused earlier ones."""
-        self._waiting += count
-        if self._waiting < SYNC_BYTES or (self._pending and not self._pending.done()):
-            return
-        if self._pending is not None:
-            self._pending.result()
-        self._waiting = 0
-        self._pending = self._thread.submit(os.fsync, self._descriptor)
-
-    def close(self) -> None:
-        """Wait for the sync under way, for which the file must be open; raises OSError likewise."""
-        self._thread.shutdown(wait=True)
-        if self._pending is not None:
-            self._pending.result()
 
 
 def new_memory(size: int) -> memoryview:

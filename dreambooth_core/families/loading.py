@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,9 +12,11 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from dreambooth_core.checkpoint.file import CheckpointReader
+from dreambooth_core.checkpoint.stored import shapes_of
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.families.base import Components, Config, Family, KeyPair, Weights
 from dreambooth_core.families.noise_schedule import ZERO_SNR_KEY, ending_in_noise
+from dreambooth_core.job import disk, plain_json
 from dreambooth_core.job.workspace import ModelFolder
 
 WEIGHTS_FILES = {
@@ -43,7 +44,7 @@ def read_configs(folder: ModelFolder, family: Family) -> dict[str, Config]:
     for component in (*family.networks, "scheduler"):
         path = config_file(folder, component)
         try:
-            configs[component] = json.loads(path.read_text(encoding="utf-8"))
+            configs[component] = plain_json.parse(disk.read(path))
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path} cannot be read: {error}.", remedy="Create the model again."
@@ -127,9 +128,9 @@ def _restore_buffer(module: torch.nn.Module, name: str, buffer: torch.Tensor) ->
 
 
 def _check_overlay(component: str, overlay: Weights, module: torch.nn.Module) -> None:
-    expected = {key: weight.shape for key, weight in module.state_dict().items()}
-    for key, weight in overlay.items():
-        if expected.get(key) != weight.shape:
+    expected = shapes_of(module.state_dict())
+    for key, shape in shapes_of(overlay).items():
+        if expected.get(key) != shape:
             raise CheckpointError(
                 f"The trained weight {key} of {component} does not fit the model.",
                 remedy="The training state belongs to another model.",

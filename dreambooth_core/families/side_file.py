@@ -12,9 +12,35 @@ from typing import Any
 import yaml
 
 from dreambooth_core.errors import CheckpointError
+from dreambooth_core.job import disk
 from dreambooth_core.job.checkpoint_files import side_path
+from dreambooth_core.job.plain_json import is_number
 
 Side = Mapping[str, Any] | None
+
+MOST_BYTES = 2**20
+"""Those of Stable Diffusion have two thousand."""
+YAML_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    yaml.YAMLError,
+)
+"""What PyYAML raises for values that are none of their kind, besides its own errors."""
+
+
+class _PlainLoader(yaml.SafeLoader):  # type: ignore[misc]
+    """Plain values only: with references a few lines would become gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse a reference to another part of the file."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it refers to its own parts (&, *), which no usual one does")
+        return super().compose_node(parent, index)
 
 
 def read_side_file(checkpoint: Path) -> Side:
@@ -23,9 +49,11 @@ def read_side_file(checkpoint: Path) -> Side:
     if not path.is_file():
         return None
     try:
-        side = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise _unreadable(path, str(error)) from error
+        if path.stat().st_size > MOST_BYTES:
+            raise _unreadable(path, f"it has more than {MOST_BYTES // 2**20} MiB")
+        side = yaml.load(disk.read(path).decode("utf-8"), _PlainLoader)
+    except YAML_ERRORS as error:
+        raise _unreadable(path, str(error) or type(error).__name__) from error
     if not isinstance(side, Mapping):
         raise _unreadable(path, "it holds no settings")
     return side
@@ -46,12 +74,14 @@ def side_number(side: Side, path: str, default: float) -> float:
     value = side_value(side, path)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise CheckpointError(
-            f"The .yaml beside the checkpoint says {value!r} for {path}, which is not a number.",
+            f"The .yaml beside the checkpoint says {str(value)[:100]!r} for {path}, which is not a"
+            " number.",
             remedy="Correct it there.",
         )
-    return value
+    number: float = value
+    return number
 
 
 def side_count(side: Side, path: str, default: int) -> int:

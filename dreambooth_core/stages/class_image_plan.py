@@ -12,7 +12,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dreambooth_core.data.buckets import assign, make_buckets
 from dreambooth_core.data.captions import caption_file, caption_reading, prompt_for_image
 from dreambooth_core.data.picture_files import image_size, list_images
 from dreambooth_core.data.prompts import FILEWORDS
+from dreambooth_core.job import disk
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.png import read_png
 
@@ -60,13 +61,17 @@ class Wanted:
 
 @dataclass(frozen=True)
 class ConceptPlan:
-    """What one concept has and lacks; `missing` maps file numbers to what they shall show."""
+    """What one concept has and lacks; `missing` maps file numbers to what they shall show.
+
+    And so does `found`, for the pictures of ours that are there.
+    """
 
     folder: Path
     base_seed: int
     own: list[ClassImage]
     made: list[ClassImage]
     missing: dict[int, Wanted]
+    found: dict[int, Wanted] = field(default_factory=dict)
 
     def line(self, position: int) -> str:
         """Return the plan in words."""
@@ -174,7 +179,7 @@ def _read_made(path: Path) -> Wanted | None:
     """Return what a picture of ours shows; None if it or its prompt is missing or torn."""
     picture = read_png(path)
     try:
-        prompt = path.with_suffix(".txt").read_text(encoding="utf-8")
+        prompt = disk.read(path.with_suffix(".txt")).decode("utf-8")
     except (OSError, ValueError):
         return None
     return Wanted(prompt, *picture.size) if picture else None
@@ -225,4 +230,4 @@ def plan_concept(
     existing = _existing(folder)
     numbers, missing = match(wanted, existing)
     made = [ClassImage(class_image_file(folder, n), existing[n].prompt) for n in numbers]
-    return ConceptPlan(folder, seed, own, made, missing)
+    return ConceptPlan(folder, seed, own, made, missing, {n: existing[n] for n in numbers})

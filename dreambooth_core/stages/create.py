@@ -6,11 +6,10 @@ component that its tensor belongs to, or to the extras. No byte is changed on th
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,15 +23,16 @@ from dreambooth_core.config.schema import CreateConfig
 from dreambooth_core.errors import CheckpointError, InputError, ModelExistsError, NonFiniteError
 from dreambooth_core.families.base import Family, pairs_by_source
 from dreambooth_core.families.loading import config_file, weights_file
+from dreambooth_core.job import disk
 from dreambooth_core.job.checkpoint_files import side_path
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import PhaseProgress, PhaseStarted
+from dreambooth_core.job.formats import LAYOUT
 from dreambooth_core.job.storage import (
     atomic_file,
     atomic_write_bytes,
     atomic_write_json,
-    replace,
-    sync_folder,
+    put_folder,
 )
 from dreambooth_core.job.workspace import ModelFolder, ModelInfo
 from dreambooth_core.stages.disk import require_space
@@ -132,15 +132,15 @@ def _new_folder(folder: ModelFolder) -> Iterator[ModelFolder]:
     clears it away.
     """
     building = ModelFolder(folder.path.with_name(f".{folder.name}.creating"))
-    shutil.rmtree(building.path, ignore_errors=True)
-    building.path.mkdir(parents=True)
+    disk.remove_folder(building.path)
     try:
+        disk.make_folder(building.path, new=True)
         yield building
-        replace(building.path, folder.path)
+        put_folder(building.path, folder.path)
     except BaseException:
-        shutil.rmtree(building.path, ignore_errors=True)
+        with suppress(OSError):
+            disk.remove_folder(building.path)
         raise
-    sync_folder(folder.path.parent)
 
 
 def _copy_tensors(
@@ -256,14 +256,14 @@ def _write_records(
     atomic_write_json(folder.path / "model_index.json", index)
     side = needed_settings(source.family, source.header, source.configs)
     if source.side is not None:
-        side = side_path(source.header.path).read_bytes()
+        side = disk.read(side_path(source.header.path))
     if side is not None:
         atomic_write_bytes(folder.kept_side_file, side)
     tensors = source.header.tensors
     layout = [
         [route.key, tensors[key].dtype, list(tensors[key].shape)] for key, route in routes.items()
     ]
-    atomic_write_json(folder.layout_path, layout)
+    atomic_write_json(folder.layout_path, LAYOUT.stamped({"tensors": layout}))
     folder.write_info(info)
 
 

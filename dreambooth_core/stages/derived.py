@@ -19,10 +19,10 @@ from dreambooth_core.families import detect
 from dreambooth_core.families.base import Config, Family, KeyPair, pairs_by_source
 from dreambooth_core.families.noise_schedule import prediction_type
 from dreambooth_core.families.side_file import read_side_file
+from dreambooth_core.job import disk
 from dreambooth_core.job.checkpoint_files import side_path
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import CheckpointSaved, LoraSaved, PhaseProgress, PhaseStarted
-from dreambooth_core.job.storage import atomic_write_bytes
 from dreambooth_core.stages.disk import require_space
 from dreambooth_core.stages.model_shape import SAVED_DTYPES, SOURCE_DTYPE
 from dreambooth_core.stages.requests import Requests, StopRequested
@@ -173,14 +173,8 @@ def write_derived(
     side, kept = side_path(path), side_path(original.path)
     watched = reporting(entries, phase, context)
     require_space(path.parent, sum(entry.size for entry in watched), "The checkpoint")
-    try:
-        if kept.is_file():
-            atomic_write_bytes(side, kept.read_bytes())
-        return write_checkpoint(path, watched, metadata)
-    except BaseException:
-        if not path.exists():
-            side.unlink(missing_ok=True)
-        raise
+    beside = {side: disk.read(kept)} if kept.is_file() else {}
+    return write_checkpoint(path, watched, metadata, beside)
 
 
 def reporting(entries: Iterable[Entry], phase: str, context: RunContext) -> list[Entry]:

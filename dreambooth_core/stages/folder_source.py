@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from dreambooth_core.families import FAMILIES
 from dreambooth_core.families.base import AUTO, Config, Family, KeyPair, pairs_by_source
 from dreambooth_core.families.clip_text import END, START
 from dreambooth_core.families.open_clip_text import PAD
+from dreambooth_core.job import disk, plain_json
 from dreambooth_core.job.checkpoint_files import (
     EMA_FOLDER,
     PEER_SETTINGS,
@@ -292,7 +292,7 @@ def _info(folder: Path, key: str, shape: tuple[int, ...], dtypes: Sequence[str])
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = plain_json.parse(disk.read(path))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}.", remedy="Download the model again."

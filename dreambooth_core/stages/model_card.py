@@ -5,18 +5,18 @@ A card that is there already is the person's own and stays as it is.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core.config.schema import TrainConfig
+from dreambooth_core.job import disk
 from dreambooth_core.job.checkpoint_files import (
     card_path,
     card_picture_path,
     has_card_picture,
     has_card_words,
 )
-from dreambooth_core.job.storage import atomic_file, atomic_write_json
+from dreambooth_core.job.storage import atomic_write_bytes, atomic_write_json
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.png import read_png
 from dreambooth_core.stages.run_metadata import trigger_words
@@ -30,8 +30,7 @@ def write_card(folder: ModelFolder, path: Path, config: TrainConfig, progress: P
         atomic_write_json(card_path(path), _words(folder, words, progress))
     picture = newest_picture(folder, words, progress.step)
     if picture is not None and not has_card_picture(path):
-        with atomic_file(card_picture_path(path)) as temporary:
-            shutil.copyfile(picture, temporary)
+        atomic_write_bytes(card_picture_path(path), disk.read(picture))
 
 
 def newest_picture(folder: ModelFolder, words: list[str], step: int) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from dreambooth_core.checkpoint.header import (
 from dreambooth_core.checkpoint.recognise import UNET, ema_name
 from dreambooth_core.data.buckets import sides_quantum
 from dreambooth_core.errors import CheckpointError
+from dreambooth_core.job import disk, plain_json
+from dreambooth_core.job.formats import LAYOUT
 from dreambooth_core.job.workspace import ModelFolder
 
 SAVED_DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
@@ -35,7 +36,7 @@ def component_config(folder: ModelFolder, component: str) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = plain_json.parse(disk.read(path))
         return config
     except (OSError, ValueError) as error:
         raise CheckpointError(
@@ -74,9 +75,9 @@ def read_layout(folder: ModelFolder) -> Header:
     """
     path = folder.layout_path
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = LAYOUT.read(plain_json.parse(disk.read(path)), path)["tensors"]
         tensors = {str(key): TensorInfo(dtype, tuple(shape), 0, 0) for key, dtype, shape in rows}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}.", remedy="Create the model again."
         ) from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from dreambooth_core.job.storage import atomic_file
+from dreambooth_core.job import disk
+from dreambooth_core.job.storage import atomic_write_bytes
 
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 
@@ -33,9 +34,9 @@ def save_png(image: Image.Image, path: Path, parameters: str = "") -> None:
     info = PngInfo()
     if parameters:
         info.add_text("parameters", parameters)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        image.save(temporary, format="PNG", pnginfo=info)
+    encoded = io.BytesIO()
+    image.save(encoded, format="PNG", pnginfo=info)
+    atomic_write_bytes(path, encoded.getvalue())
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,10 @@ def read_png(path: Path) -> SavedPicture | None:
     Every chunk's checksum is compared, and no pixel is decoded.
     """
     try:
-        with path.open("rb") as file:
-            file.seek(-len(PNG_END), os.SEEK_END)
-            if file.read() != PNG_END:
-                return None
-        with Image.open(path, formats=("PNG",)) as image:
+        data = disk.read(path)
+        if not data.endswith(PNG_END):
+            return None
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             saved = SavedPicture(image.size, str(image.info.get("parameters", "")))
             image.verify()
             return saved

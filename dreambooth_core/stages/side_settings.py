@@ -18,6 +18,7 @@ from dreambooth_core.families.base import Config, Family
 from dreambooth_core.families.ldm_unet import paints_in
 from dreambooth_core.families.loading import read_configs
 from dreambooth_core.families.noise_schedule import ending_in_noise
+from dreambooth_core.job import disk
 from dreambooth_core.job.workspace import ModelFolder
 from dreambooth_core.stages.model_shape import read_layout
 
@@ -34,7 +35,7 @@ def side_settings(folder: ModelFolder, zero_snr: bool = False) -> bytes | None:
     is kept as it is; the checkpoint's key tells it then.
     """
     if folder.kept_side_file.exists():
-        return folder.kept_side_file.read_bytes()
+        return disk.read(folder.kept_side_file)
     family = family_of(folder)
     configs = read_configs(folder, family)
     if zero_snr:

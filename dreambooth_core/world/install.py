@@ -11,14 +11,14 @@ from __future__ import annotations
 import filecmp
 import itertools
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core.checkpoint.clip_tokenizer import MAX_TOKENS, write_tokenizer
+from dreambooth_core.job import disk
 from dreambooth_core.job.checkpoint_files import side_path
-from dreambooth_core.job.storage import atomic_file, atomic_write_bytes, atomic_write_json
+from dreambooth_core.job.storage import atomic_write_bytes, atomic_write_json
 from dreambooth_core.job.workspace import Workspace
 
 CHECKPOINT = Path(__file__).parent / "assets" / "world.safetensors"
@@ -58,8 +58,7 @@ def install(workspace: Workspace) -> Path:
         if _is_other(side_path(path), side) or not side_path(path).exists():
             atomic_write_bytes(side_path(path), side)
         if not is_ours:
-            with atomic_file(path) as temporary:
-                shutil.copyfile(CHECKPOINT, temporary)
+            atomic_write_bytes(path, disk.read(CHECKPOINT))
         return path
     raise AssertionError("the candidates never end")
 
@@ -78,7 +77,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def _is_other(path: Path, contents: bytes) -> bool:
-    return path.exists() and path.read_bytes() != contents
+    return path.exists() and disk.read(path) != contents
 
 
 def _write_text_encoder(folder: Path) -> None:
@@ -91,6 +90,6 @@ def _write_text_encoder(folder: Path) -> None:
 
 def _known_config(folder: Path) -> object:
     try:
-        return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return json.loads(disk.read(folder / CONFIG))
     except (OSError, ValueError):
         return None
