@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import weakref
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -15,15 +16,19 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dreambooth_core.checkpoint.file import CheckpointReader
 from dreambooth_core.checkpoint.header import encode_header, read_header
+from dreambooth_core.checkpoint.stored import read_whole
 from dreambooth_core.config.schema import CreateConfig, SaveConfig
 from dreambooth_core.errors import CheckpointError, InputError, ModelNotFoundError, NonFiniteError
 from dreambooth_core.families import family_of
-from dreambooth_core.families.loading import read_configs
+from dreambooth_core.families.loading import read_configs, weights_file
+from dreambooth_core.job import disk
 from dreambooth_core.job.checkpoint_files import checkpoint_path
-from dreambooth_core.job.events import CheckpointSaved, Event
+from dreambooth_core.job.events import CheckpointSaved, Event, Notice
 from dreambooth_core.job.workspace import ModelFolder, Workspace
 from dreambooth_core.stages import create, save, side_settings
+from dreambooth_core.stages.checkpoint_entries import Averages
 from dreambooth_core.stages.model_shape import checkpoint_bytes
 from dreambooth_core.stages.save import save_checkpoint
 from dreambooth_core.stages.saved_states import Progress
@@ -156,14 +161,14 @@ def test_the_yaml_comes_before_the_checkpoint(
     tiny_model_folder: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "out.safetensors"
-    seen = []
-    write = save.write_checkpoint
+    seen, real = [], disk.rename
 
-    def look(*arguments: object) -> object:
-        seen.append((path.with_suffix(".yaml").read_text(), path.exists()))
-        return write(*arguments)  # type: ignore[arg-type]
+    def look(source: Path, target: Path) -> None:
+        if target == path:
+            seen.append((path.with_suffix(".yaml").read_text(), path.exists()))
+        real(source, target)
 
-    monkeypatch.setattr(save, "write_checkpoint", look)
+    monkeypatch.setattr(disk, "rename", look)
     save_checkpoint(tiny_model_folder, path, {}, "source")
     assert seen == [(side_yaml(TINY), False)]
 
@@ -309,6 +314,60 @@ def test_the_asked_for_state_is_saved(
     assert metadata["ss_steps"] == str(step)
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["description"].startswith("ohwx (")
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_a_trained_state_is_saved_one_tensor_after_the_other(
+    workspace: Workspace,
+    tiny_model_folder: ModelFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+) -> None:
+    """Of hundreds two are held at most, and the file is the one of weights that are all held."""
+    _, base = read_whole(weights_file(tiny_model_folder, "unet"))
+    trained = {key: weight.float() * 1.5 for key, weight in base.items()}
+    average = {key: weight.float() * 1.25 for key, weight in base.items()}
+    held = tiny_model_folder.path / "held.safetensors"
+    whole = Averages({"unet": average}, 0.99, 7)
+    save_checkpoint(tiny_model_folder, held, {"unet": trained}, dtype, averages=whole)
+    state = TrainingState(
+        progress=Progress(step=7),
+        seed=1,
+        settings={"model": "tiny", "concepts": [CONCEPT], "ema": {"enabled": True, "decay": 0.99}},
+        weights={"unet": trained},
+        ema={f"unet.{key}": weight for key, weight in average.items()},
+        optimizer={},
+    )
+    save_state(tiny_model_folder, "run", state)
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most, real = [0], CheckpointReader.read
+
+    def counted(reader: CheckpointReader, key: str) -> torch.Tensor:
+        tensor = real(reader, key)
+        alive.append(weakref.ref(tensor))
+        most[0] = max(most[0], sum(each() is not None for each in alive))
+        return tensor
+
+    monkeypatch.setattr(CheckpointReader, "read", counted)
+    config = SaveConfig(model="tiny", dtype=dtype, use_ema=False, ema_keys=True)
+    saved = Path(save.run(config, stage_context(workspace))["path"])
+    assert raw_tensors(saved) == raw_tensors(held)
+    assert len(alive) == 2 * len(base) > 300
+    assert most[0] <= 2
+
+
+def test_a_damaged_state_is_passed_over_and_that_is_said(
+    workspace: Workspace, tiny_model_folder: ModelFolder
+) -> None:
+    keep_state(tiny_model_folder, "run", 10, 1.0)
+    keep_state(tiny_model_folder, "run", 20, 2.0)
+    newest = tiny_model_folder.states_dir / "run" / "step_00000020"
+    (newest / "ema.safetensors").unlink()
+    events: list[Event] = []
+    summary = save.run(SaveConfig(model="tiny"), stage_context(workspace, events))
+    assert summary["step"] == 10
+    told = [event.message for event in events if isinstance(event, Notice)]
+    assert len(told) == 1 and str(newest) in told[0] and "ema.safetensors is missing" in told[0]
 
 
 @pytest.mark.turns("save.ema_keys", "save.dtype")

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dreambooth_core.errors import CheckpointError, NonFiniteError
+from dreambooth_core.adapters.lora_file import lora_entries
+from dreambooth_core.checkpoint.file import CheckpointReader, write_checkpoint
+from dreambooth_core.checkpoint.stored import JoinedTensors, shapes_of
+from dreambooth_core.errors import (
+    CheckpointError,
+    InputError,
+    NewerVersionError,
+    NonFiniteError,
+)
+from dreambooth_core.job import disk
 from dreambooth_core.job.workspace import ModelFolder
-from dreambooth_core.stages import training_state
 from dreambooth_core.stages.saved_states import (
     Progress,
     damage,
@@ -21,6 +31,7 @@ from dreambooth_core.stages.saved_states import (
 )
 from dreambooth_core.stages.training_state import (
     TrainingState,
+    load_newest,
     load_state,
     save_state,
     trained_weights,
@@ -109,7 +120,7 @@ def test_a_crash_while_writing_leaves_no_state(
     def crash(source: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training_state, "replace", crash)
+    monkeypatch.setattr(disk, "rename", crash)
     with pytest.raises(KeyboardInterrupt):
         save_state(model, "run", make_state(step=2))
     assert [path.name for path in (model.states_dir / "run").iterdir()] == ["step_00000001"]
@@ -145,11 +156,6 @@ def _scramble_header(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def _newer_version(path: Path) -> None:
-    progress = json.loads(path.read_text())
-    path.write_text(json.dumps({**progress, "version": 99}))
-
-
 @pytest.mark.parametrize(
     ("name", "break_it", "words"),
     [
@@ -159,7 +165,6 @@ def _newer_version(path: Path) -> None:
         ("optimizer.safetensors", _truncate, "optimizer.safetensors has"),
         ("progress.json", Path.unlink, "progress.json is missing or damaged"),
         ("progress.json", _truncate, "progress.json is missing or damaged"),
-        ("progress.json", _newer_version, "version 99"),
     ],
 )
 def test_a_damaged_state_is_passed_over_and_refused_by_name(
@@ -172,12 +177,129 @@ def test_a_damaged_state_is_passed_over_and_refused_by_name(
         (bad / name).write_text((bad / name).read_text().rstrip()[:-1])
     else:
         break_it(bad / name)
-    assert latest_state(model) == good
+    told: list[str] = []
+    assert latest_state(model, tell=told.append) == good
+    assert len(told) == 1 and str(bad) in told[0] and words in told[0]
     assert words in damage(bad)
     with pytest.raises(CheckpointError) as caught:
         load_state(bad)
     assert str(bad) in caught.value.message
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["unet.safetensors", "ema.safetensors", "optimizer.safetensors"])
+def test_a_changed_byte_is_found_by_its_checksum(model: ModelFolder, name: str) -> None:
+    """It is as long as it was and its header is whole, so only reading it all can tell."""
+    good = save_state(model, "run", make_state(step=1))
+    bad = save_state(model, "run", make_state(step=2))
+    data = bytearray((bad / name).read_bytes())
+    data[-1] ^= 1
+    (bad / name).write_bytes(data)
+    assert damage(bad) == ""
+    told: list[str] = []
+    path, state = load_newest(model, told.append)
+    assert (path, state.progress.step) == (good, 1)
+    assert len(told) == 1 and str(bad / name) in told[0] and "checksum" in told[0]
+    if name != "optimizer.safetensors":
+        with pytest.raises(CheckpointError, match="checksum"):
+            trained_weights(bad, use_ema=name == "ema.safetensors")
+    assert trained_weights(good, use_ema=True).keys() == {"unet", "text_encoder"}
+
+
+def rewritten(path: Path, **changes: Any) -> None:
+    """Change what a state says of itself; a value of None is left out."""
+    values = {**json.loads((path / "progress.json").read_text()), **changes}
+    values = {name: value for name, value in values.items() if value is not None}
+    (path / "progress.json").write_text(json.dumps(values))
+
+
+def test_a_state_of_the_first_version_is_read(model: ModelFolder) -> None:
+    path = save_state(model, "run", make_state())
+    sizes = {file.name: file.stat().st_size for file in path.glob("*.safetensors")}
+    rewritten(path, version=1, files=sizes, retreats=None)
+    assert same(load_state(path).optimizer, make_state().optimizer)
+    assert trained_weights(path, use_ema=True)["text_encoder"]["b"].item() == 9.0
+
+
+def test_a_state_of_a_newer_version_is_refused(model: ModelFolder) -> None:
+    """Nothing is gone on from behind its back."""
+    save_state(model, "run", make_state(step=1))
+    newer = save_state(model, "run", make_state(step=2))
+    rewritten(newer, version=99)
+    assert "version" in damage(newer)
+    for use in (latest_state, load_newest):
+        with pytest.raises(NewerVersionError, match="newer version") as caught:
+            use(model)
+        assert str(newer) in caught.value.message
+    assert latest_state(model, step=1) is not None
+
+
+HOSTILE: list[Any] = [
+    *({"version": value} for value in ("2", -1, True, [2])),
+    *({name: "7"} for name in ("step", "epoch", "position", "seed", "saved_at", "settings")),
+    *({"step": value} for value in (-1, 1.5, True, [], float("nan"))),
+    *({"saved_at": value} for value in (float("inf"), {})),
+    *({"loss_scaler": value} for value in ([], {"scale": "x"}, {"scale": {}})),
+    *({"retreats": value} for value in ([], {"steps": 3}, {"steps": ["a"]}, {"factor": "x"})),
+    *({"files": value} for value in ([], 3, "abc", {"unet.safetensors": 5}, {"x": {"size": "1"}})),
+    {"files": {"../run-b/unet.safetensors": {"size": 5, "crc32": ""}}},
+    {"files": {"unet.safetensors": {"size": 5, "crc32": 7}}},
+    {"files": {"unet.safetensors": {"size": 5, "more": 7}}},
+    {"files": {"\0": {"size": 5, "crc32": ""}}},
+]
+
+
+def test_what_a_hostile_state_says_is_damage_and_no_crash(model: ModelFolder) -> None:
+    path = save_state(model, "run", make_state())
+    whole = (path / "progress.json").read_text()
+    texts = ["", "null", "[]", "3", "[" * 100_000, "\ud800", "{}", '{"version": 2}']
+    texts.append(whole.replace('"saved_at": ', '"saved_at": ' + "9" * 400))
+    for changes in HOSTILE:
+        rewritten(path, **changes)
+        texts.append((path / "progress.json").read_text())
+        (path / "progress.json").write_text(whole)
+    for text in texts:
+        (path / "progress.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+        problem = damage(path)
+        assert problem, text[:200]
+        assert latest_state(model) is None
+        with pytest.raises(CheckpointError, match="cannot be used"):
+            load_state(path)
+    with pytest.raises(InputError, match="no intact training state"):
+        load_newest(model)
+
+
+def test_saving_reads_one_tensor_after_the_other(
+    model: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many a state has: each is gone before the next but one is read."""
+    weights = {"unet": {f"w{i:02}": torch.full((4, 5), float(i)) for i in range(40)}}
+    ema = {f"unet.{key}": tensor + 100 for key, tensor in weights["unet"].items()}
+    path = save_state(model, "run", make_state(weights=weights, ema=ema))
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most, real = [0], CheckpointReader.read
+
+    def counted(reader: CheckpointReader, key: str) -> torch.Tensor:
+        tensor = real(reader, key)
+        alive.append(weakref.ref(tensor))
+        most[0] = max(most[0], sum(each() is not None for each in alive))
+        return tensor
+
+    monkeypatch.setattr(CheckpointReader, "read", counted)
+    for use_ema, first in ((False, 0.0), (True, 100.0)):
+        trained = trained_weights(path, use_ema)
+        assert not alive
+        assert shapes_of(trained["unet"]) == dict.fromkeys(weights["unet"], (4, 5))
+        assert ("w00" in trained["unet"], "other" in trained["unet"]) == (True, False)
+        assert not alive
+        joined = JoinedTensors(trained.values())
+        entries = lora_entries(joined, {}, "F32")
+        write_checkpoint(model.path / "out.safetensors", entries)
+        assert len(alive) == 40
+        alive.clear()
+        assert joined["w00"][0, 0].item() == first
+        alive.clear()
+    assert most[0] <= 2
 
 
 def with_old_optimizer_file(path: Path, memory: Any) -> Path:
@@ -187,7 +309,7 @@ def with_old_optimizer_file(path: Path, memory: Any) -> Path:
     torch.save(memory, file)
     progress = json.loads((path / "progress.json").read_text())
     progress["files"].pop("optimizer.safetensors")
-    progress["files"]["optimizer.pt"] = file.stat().st_size
+    progress["files"]["optimizer.pt"] = {"size": file.stat().st_size, "crc32": ""}
     (path / "progress.json").write_text(json.dumps(progress))
     return file
 
@@ -227,7 +349,7 @@ def test_the_latest_state_is_the_newest_of_the_run_or_of_all(
     model: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(1, 100))
-    monkeypatch.setattr(training_state.time, "time", lambda: float(next(clock)))
+    monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     old = save_state(model, "run-a", make_state(step=9))
     first = save_state(model, "run-b", make_state(step=1))
     second = save_state(model, "run-b", make_state(step=2))
@@ -242,7 +364,14 @@ def test_the_latest_state_is_the_newest_of_the_run_or_of_all(
 def test_only_the_newest_states_of_a_run_are_kept(model: ModelFolder) -> None:
     other = save_state(model, "other", make_state(step=1))
     paths = [save_state(model, "run", make_state(step=step)) for step in (5, 10, 100)]
+    for leftover in (other.with_name(".step_00000009.tmp"), paths[0].with_name(".step_2.old")):
+        leftover.mkdir()
     keep_newest(model, "run", 2)
+    assert {path.name for path in model.states_dir.glob("*/*")} == {
+        other.name,
+        paths[1].name,
+        paths[2].name,
+    }
     assert [path.exists() for path in paths] == [False, True, True]
     assert other.exists()
     keep_newest(model, "run", 5)

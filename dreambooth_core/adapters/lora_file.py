@@ -24,6 +24,7 @@ from dreambooth_core.checkpoint.file import (
 )
 from dreambooth_core.checkpoint.header import TensorInfo, encode_header
 from dreambooth_core.checkpoint.metadata import flat_metadata
+from dreambooth_core.checkpoint.stored import shapes_of
 from dreambooth_core.checkpoint.stream import bytes_of
 from dreambooth_core.errors import CheckpointError
 
@@ -44,8 +45,8 @@ def lora_entries(
         for name, alpha in sorted(alphas.items())
     ]
     return scalars + [
-        Entry(key, dtype, tuple(tensor.shape), partial(_as_saved, tensor, dtype))
-        for key, tensor in sorted(tensors.items())
+        Entry(key, dtype, shape, partial(_as_saved, tensors, key, dtype))
+        for key, shape in sorted(shapes_of(tensors).items())
     ]
 
 
@@ -117,8 +118,8 @@ def _are_of_inputs(dora_scale: Tensor, inputs: int) -> bool:
     return dora_scale.numel() == inputs and not leads
 
 
-def _as_saved(tensor: Tensor, dtype: str) -> Tensor:
-    return tensor.detach().to("cpu", TORCH_DTYPES[dtype])
+def _as_saved(tensors: Mapping[str, Tensor], key: str, dtype: str) -> Tensor:
+    return tensors[key].detach().to("cpu", TORCH_DTYPES[dtype])
 
 
 def _hashes(entries: Iterable[Entry], metadata: Mapping[str, str]) -> dict[str, str]:

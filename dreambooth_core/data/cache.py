@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
-from dreambooth_core.job.storage import atomic_file
+from dreambooth_core.job import disk
+from dreambooth_core.job.formats import LATENTS
+from dreambooth_core.job.storage import atomic_write_bytes
+
+LENGTH_BYTES = 8
 
 
 class Latents(NamedTuple):
@@ -33,11 +39,23 @@ def latent_key(
     """Return the key of what a file's bytes become at (width, height), flip, crop and VAE.
 
     And `normalized` to their own mean and deviation. Masks are no part of it: they weigh the loss,
-    and the latents are those of the whole picture.
+    and the latents are those of the whole picture. The format's version is, so that what another
+    version keeps is another file.
     """
     parts = [file_hash, f"{size[0]}x{size[1]}", f"flip{int(flip)}", f"crop{crop:.4f}", vae_hash]
     parts += ["normalized"] if normalized else []
+    parts += [f"version{LATENTS.version}"] if LATENTS.version else []
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+Write = Callable[[Callable[[], None]], bool]
+"""Does what writes a file, and says whether it is written."""
+
+
+def written(write: Callable[[], None]) -> bool:
+    """Write a file, or raise what stands in the way."""
+    write()
+    return True
 
 
 class LatentCache:
@@ -47,15 +65,19 @@ class LatentCache:
     absent, is listed in `damaged` and is written anew by the next `put`.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
-        """Use `folder`, which is made when first needed, or memory."""
+    def __init__(self, folder: Path | None = None, write: Write = written) -> None:
+        """Use `folder`, which is made when first needed, or memory.
+
+        `write` is told how to write each file; what it says is not written is kept in memory.
+        """
         self.folder = folder
+        self._write = write
         self.damaged: list[Path] = []
         self._memory: dict[str, Latents] = {}
 
     def get(self, key: str) -> Latents | None:
         """Return what is stored under `key`, or None if nothing usable is."""
-        if self.folder is None:
+        if self.folder is None or key in self._memory:
             return self._memory.get(key)
         path = self._path(key)
         if not path.is_file():
@@ -74,8 +96,8 @@ class LatentCache:
             self._memory[key] = latents
             return
         data = save(latents._asdict(), metadata={"sha256": _checksum(latents)})
-        with atomic_file(self._path(key)) as temporary:
-            temporary.write_bytes(data)
+        if not self._write(lambda: atomic_write_bytes(self._path(key), data)):
+            self._memory[key] = latents
 
     def _path(self, key: str) -> Path:
         if self.folder is None:
@@ -93,10 +115,16 @@ def _checksum(latents: Latents) -> str:
 def _read(path: Path) -> Latents | None:
     """Return the latents of a file, or None if it is damaged."""
     try:
-        opened: Any = safe_open(path, framework="pt")  # type: ignore[no-untyped-call]
-        with opened as file:
-            metadata = file.metadata() or {}
-            latents = Latents(file.get_tensor("mean"), file.get_tensor("deviation"))
-    except (SafetensorError, OSError):
+        data = disk.read(path)
+        tensors = load(data)
+        latents = Latents(tensors["mean"], tensors["deviation"])
+    except (SafetensorError, OSError, KeyError):
         return None
-    return latents if metadata.get("sha256") == _checksum(latents) else None
+    return latents if _told_checksum(data) == _checksum(latents) else None
+
+
+def _told_checksum(data: bytes) -> str:
+    """Return the checksum in the header of a file that was read without fault."""
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    header = json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])
+    return str(header.get("__metadata__", {}).get("sha256", ""))

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from dreambooth_core.checkpoint.contents import Header, TensorInfo
 from dreambooth_core.checkpoint.file import TORCH_DTYPES, CheckpointReader, Entry, cast_chunks
+from dreambooth_core.checkpoint.stored import shapes_of
 from dreambooth_core.checkpoint.stream import Buffer, Buffers, bytes_of
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.families import family_of
@@ -29,8 +29,11 @@ from dreambooth_core.stages.model_shape import (
     read_layout,
 )
 
-Parts = Sequence[tuple[KeyPair, Tensor | None]]
-"""The component's tensors that make one tensor of the file, each with its trained value."""
+Parts = Sequence[tuple[KeyPair, Weights]]
+"""The component's tensors that make one tensor of the file, each with its component's trained ones.
+
+These may lie in files, and are asked for when their turn comes.
+"""
 
 
 @dataclass(frozen=True)
@@ -106,19 +109,19 @@ def _saved_dtype(info: TensorInfo, dtype: str) -> str:
 
 
 def _parts(pairs: Sequence[KeyPair], weights: Mapping[str, Weights]) -> Parts:
-    return [(pair, weights.get(pair.component, {}).get(pair.target)) for pair in pairs]
+    return [(pair, weights.get(pair.component, {})) for pair in pairs]
 
 
 def _entry(key: str, info: TensorInfo, dtype: str, parts: Parts, base: _Base) -> Entry:
     """Return the entry of a tensor of the file: its parts in their order, trained or not."""
 
     def load() -> Iterator[Buffer]:
-        for pair, weight in parts:
-            if weight is None:
-                yield from base.chunks(pair, info.dtype, dtype)
+        for pair, trained in parts:
+            if pair.target in trained:
+                weight = pair.to_source(trained[pair.target].detach().cpu())
+                yield bytes_of(weight.to(TORCH_DTYPES[dtype]).contiguous())
             else:
-                changed = pair.to_source(weight.detach().cpu()).to(TORCH_DTYPES[dtype])
-                yield bytes_of(changed.contiguous())
+                yield from base.chunks(pair, info.dtype, dtype)
 
     return Entry(key, dtype, info.shape, load)
 
@@ -152,8 +155,7 @@ def _check_fit(weights: Mapping[str, Weights], layout: Header, pairs: Sequence[K
         for pair in pairs
     }
     for component, tensors in weights.items():
-        for target, weight in tensors.items():
-            shape = tuple(weight.shape)
+        for target, shape in shapes_of(tensors).items():
             if expected.get((component, target)) != shape:
                 raise CheckpointError(
                     f"The trained weight {target} of {component}, of shape {list(shape)}, does not"

@@ -12,6 +12,7 @@ from dreambooth_core.adapters.lora import LoraNetwork, add_lora
 from dreambooth_core.adapters.lora_file import lora_entries, write_lora
 from dreambooth_core.adapters.targets import Size, layer_sizes
 from dreambooth_core.checkpoint.file import WrittenFile
+from dreambooth_core.checkpoint.stored import JoinedTensors, shapes_of
 from dreambooth_core.config.lora import LoraSection
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.diffusion.noise import stream
@@ -80,8 +81,7 @@ def load_with_adapters(
 def put_adapter_weights(network: LoraNetwork, tensors: Weights, component: str) -> None:
     """Copy weights into adapters; raises CheckpointError if they do not fit."""
     parameters = dict(network.named_parameters())
-    shapes = {key: tensor.shape for key, tensor in tensors.items()}
-    if shapes != {key: parameter.shape for key, parameter in parameters.items()}:
+    if shapes_of(tensors) != shapes_of(parameters):
         raise CheckpointError(
             f"The LoRA of {component} does not fit the model.",
             remedy="It belongs to another model, or has other ranks.",
@@ -102,7 +102,7 @@ def save_lora(
     `weights` are the adapters' by component and name. Raises NonFiniteError naming a weight that
     is NaN or infinite.
     """
-    tensors = {key: tensor for part in weights.values() for key, tensor in part.items()}
+    tensors = JoinedTensors(weights.values())
     alphas = {
         name: size.alpha
         for component in weights

@@ -15,35 +15,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dreambooth_core.checkpoint.file import CheckpointReader, Entry, dtype_name, write_checkpoint
-from dreambooth_core.errors import CheckpointError
+from dreambooth_core.checkpoint.file import Entry, dtype_name, write_summed
+from dreambooth_core.checkpoint.stored import read_whole
+from dreambooth_core.errors import CheckpointError, NonFiniteError
 
 MEMORY_KEY = "memory"
 TENSOR = "tensor"
 
 
-def write_memory(path: Path, memory: dict[str, Any]) -> None:
-    """Write nested dictionaries and lists of tensors, numbers and None; raises NonFiniteError."""
+def write_memory(path: Path, memory: dict[str, Any]) -> str:
+    """Write nested dictionaries and lists of tensors, numbers and None; return the file's CRC-32.
+
+    Raises NonFiniteError naming a tensor or number that is NaN or infinite.
+    """
     tensors: dict[str, Tensor] = {}
     plain = _replaced(memory, lambda key, value: _taken_out(tensors, key, value))
     entries = [_entry(key, tensor) for key, tensor in tensors.items()]
-    write_checkpoint(path, entries, {MEMORY_KEY: json.dumps(plain, separators=(",", ":"))})
+    return write_summed(path, entries, {MEMORY_KEY: json.dumps(plain, separators=(",", ":"))})
 
 
-def read_memory(path: Path) -> dict[str, Any]:
-    """Return what was written; raises CheckpointError if the file is damaged or another one."""
-    with CheckpointReader(path) as reader:
-        try:
-            plain = json.loads(reader.header.metadata[MEMORY_KEY])
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(
-                f"{path} does not hold what an optimizer remembers.",
-                remedy="Resume from another state, or start a new run.",
-            ) from error
+def read_memory(path: Path, crc32: str = "") -> dict[str, Any]:
+    """Return what was written; raises CheckpointError if the file is damaged or another one.
+
+    The whole file's sum is compared to `crc32`, where that is known.
+    """
+    header, tensors = read_whole(path, crc32)
+    try:
+        plain = json.loads(header.metadata[MEMORY_KEY])
         memory: dict[str, Any] = _replaced(
-            plain, lambda key, value: reader.read(key) if value == TENSOR else value
+            plain, lambda key, value: tensors[key] if value == TENSOR else value
         )
-        return memory
+    except (KeyError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} does not hold what an optimizer remembers: {error}.",
+            remedy="Resume from another state, or start a new run.",
+        ) from error
+    return memory
 
 
 def _replaced(value: Any, replace: Callable[[str, Any], Any], key: str = "") -> Any:
@@ -62,9 +69,11 @@ def _taken_out(tensors: dict[str, Tensor], key: str, value: Any) -> Any:
     if isinstance(value, Tensor):
         tensors[key] = value
         return TENSOR
-    if value is None or (isinstance(value, bool | int | float) and math.isfinite(value)):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise NonFiniteError(f"The optimizer remembers {value} as {key}.")
+    if value is None or isinstance(value, bool | int | float):
         return value
-    raise TypeError(f"{key} is {value!r}, which is neither a tensor nor a finite number")
+    raise TypeError(f"{key} is {value!r}, which is neither a tensor nor a number")
 
 
 def _entry(key: str, tensor: Tensor) -> Entry:

@@ -17,8 +17,7 @@ from dreambooth_core.families.base import Weights
 from dreambooth_core.job.checkpoint_files import checkpoint_path, side_path
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import CheckpointSaved
-from dreambooth_core.job.storage import atomic_write_bytes
-from dreambooth_core.job.workspace import ModelFolder
+from dreambooth_core.job.workspace import ModelFolder, ModelInfo
 from dreambooth_core.stages.checkpoint_entries import Averages, checkpoint_entries
 from dreambooth_core.stages.disk import require_space
 from dreambooth_core.stages.lora_training import is_lora_state
@@ -40,10 +39,10 @@ def run(config: SaveConfig, context: RunContext) -> dict[str, Any]:
     """Write the asked-for state of the model, or its base if it was not trained yet."""
     folder = context.workspace.model(config.model)
     folder.require()
-    state = latest_state(folder, config.run, config.step)
+    state = latest_state(folder, config.run, config.step, tell=context.warn)
     if state is not None and is_lora_state(state):
         return save_lora_of_state(config, context, state)
-    trained = _trained(folder, config)
+    trained = _trained(folder, config, state)
     step, epoch = trained.progress.step, trained.progress.epoch
     path = checkpoint_path(
         context.workspace.checkpoints_dir, config.name or folder.name, step, config.subfolder
@@ -88,25 +87,21 @@ def save_checkpoint(
     """
     header = {**model_metadata(folder, path), **flat_metadata(metadata or {})}
     side, settings = side_path(path), side_settings(folder, zero_snr)
-    try:
-        with ExitStack() as stack:
-            entries = checkpoint_entries(folder, weights, dtype, stack, averages, zero_snr)
-            require_space(path.parent, sum(entry.size for entry in entries), "The checkpoint")
-            if settings is not None:
-                atomic_write_bytes(side, settings)
-            return write_checkpoint(path, entries, header)
-    except BaseException:
-        if settings is not None and not path.exists():
-            side.unlink(missing_ok=True)
-        raise
+    with ExitStack() as stack:
+        entries = checkpoint_entries(folder, weights, dtype, stack, averages, zero_snr)
+        require_space(path.parent, sum(entry.size for entry in entries), "The checkpoint")
+        beside = {} if settings is None else {side: settings}
+        return write_checkpoint(path, entries, header, beside)
 
 
 def remember_checkpoint(folder: ModelFolder, path: Path) -> None:
     """Add a checkpoint to those that the model's record lists."""
-    info = folder.read_info()
-    if str(path) not in info.checkpoints:
-        info.checkpoints.append(str(path))
-        folder.write_info(info)
+
+    def note(info: ModelInfo) -> None:
+        if str(path) not in info.checkpoints:
+            info.checkpoints.append(str(path))
+
+    folder.change_info(note)
 
 
 @dataclass(frozen=True)
@@ -119,8 +114,7 @@ class _Trained:
     averages: Averages | None = None
 
 
-def _trained(folder: ModelFolder, config: SaveConfig) -> _Trained:
-    state = latest_state(folder, config.run, config.step)
+def _trained(folder: ModelFolder, config: SaveConfig, state: Path | None) -> _Trained:
     if state is not None:
         settings = from_dict(TrainConfig, read_intact(state)["settings"])
         averages = _averages(state, settings) if config.ema_keys else None

@@ -5,22 +5,28 @@ The tensors inside are read by `training_state.py`; nothing here needs torch.
 
 from __future__ import annotations
 
-import json
-import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreambooth_core.checkpoint.contents import Damage
 from dreambooth_core.checkpoint.header import read_header
-from dreambooth_core.errors import CheckpointError, InputError
+from dreambooth_core.errors import CheckpointError, InputError, NewerVersionError
+from dreambooth_core.job import disk, plain_json
+from dreambooth_core.job.formats import STATE
+from dreambooth_core.job.storage import drop_folder
 from dreambooth_core.job.workspace import ModelFolder
 
-STATE_VERSION = 1
 PROGRESS_FILE = "progress.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 OLD_OPTIMIZER_FILE = "optimizer.pt"
 """How it is called in states that were written before it was a `.safetensors` file."""
 EMA_FILE = "ema.safetensors"
+
+Tell = Callable[[str], None]
+"""Takes a sentence for the person."""
 
 
 @dataclass(frozen=True)
@@ -32,36 +38,79 @@ class Progress:
     position: int = 0
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a state: its length in bytes and its CRC-32, "" where that was not kept yet."""
+
+    size: int
+    crc32: str = ""
+
+
 def state_folder(folder: ModelFolder, run_id: str, step: int) -> Path:
     """Return where a run's state after a step lies."""
     return folder.states_dir / run_id / f"step_{step:08d}"
 
 
-def keep_newest(folder: ModelFolder, run_id: str, count: int) -> None:
-    """Delete the run's states except the `count` with the highest steps."""
-    states = sorted((folder.states_dir / run_id).glob("step_*"))
-    for path in states[: max(0, len(states) - count)]:
-        (path / PROGRESS_FILE).unlink(missing_ok=True)  # a half-deleted state is no state
-        shutil.rmtree(path, ignore_errors=True)
+def keep_newest(folder: ModelFolder, run_id: str, count: int, before: Sequence[str] = ()) -> None:
+    """Delete the states of a run, and of those `before` it, except the `count` newest.
+
+    And what killed jobs left over in any run of the model, which is hidden: this one has its lock.
+    """
+    runs = [folder.states_dir / name for name in (*before, run_id)]
+    old = [path for run in runs for path in sorted(run.glob("step_*"))]
+    for path in old[: max(0, len(old) - count)]:
+        with suppress(OSError):  # what is in use now goes the next time
+            drop_folder(path)
+    for path in folder.states_dir.glob("*/.step_*"):
+        with suppress(OSError):
+            disk.remove_folder(path)
 
 
-def latest_state(folder: ModelFolder, run_id: str = "", step: int = 0) -> Path | None:
-    """Return the newest intact state, of one run and one step if they are given."""
+def states(folder: ModelFolder, run_id: str = "", step: int = 0) -> list[Path]:
+    """Return the states, whole or damaged, newest first: of one run and one step if given."""
     pattern = f"{run_id or '*'}/step_{f'{step:08d}' if step else '*'}"
-    found = [path for path in folder.states_dir.glob(pattern) if not damage(path)]
-    return max(found, key=_age, default=None)
+    return sorted(folder.states_dir.glob(pattern), key=_age, reverse=True)
 
 
-def state_to_resume(folder: ModelFolder) -> Path:
+def unheard(sentence: str) -> None:
+    """Tell nobody."""
+
+
+def latest_state(
+    folder: ModelFolder, run_id: str = "", step: int = 0, tell: Tell = unheard
+) -> Path | None:
+    """Return the newest intact state, of one run and one step if they are given.
+
+    `tell` gets a sentence about each damaged one that is passed over. Raises NewerVersionError if
+    the newest was written by a newer version.
+    """
+    for path in states(folder, run_id, step):
+        try:
+            read_intact(path)
+        except CheckpointError as error:
+            tell(f"{error.message} The one before is taken, if there is one.")
+        else:
+            return path
+    return None
+
+
+def state_to_resume(folder: ModelFolder, tell: Tell = unheard) -> Path:
     """Return the state that a run goes on from; raises InputError if there is none."""
-    path = latest_state(folder)
+    path = latest_state(folder, tell=tell)
     if path is None:
-        raise InputError(
-            f"The model {folder.name!r} has no intact training state to go on from.",
-            remedy="Train it without resume.",
-            field="resume",
-        )
+        raise no_state(folder)
     return path
+
+
+def no_state(folder: ModelFolder) -> InputError:
+    """Return the error that there is no state, saying what is wrong with the newest if there is."""
+    found = states(folder)
+    newest = f" (the newest, {found[0]}, is damaged: {damage(found[0])})" if found else ""
+    return InputError(
+        f"The model {folder.name!r} has no intact training state to go on from{newest}.",
+        remedy="Train it without resume.",
+        field="resume",
+    )
 
 
 def state_progress(path: Path) -> Progress:
@@ -71,47 +120,118 @@ def state_progress(path: Path) -> Progress:
 
 
 def damage(path: Path) -> str:
-    """Return what is wrong with a state folder in words, or "" if it is whole."""
-    try:
-        progress = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
-        version, sizes = progress["version"], dict(progress["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{PROGRESS_FILE} is missing or damaged"
-    if version != STATE_VERSION:
-        return f"it has version {version}, and this program reads version {STATE_VERSION}"
-    for name, size in sizes.items():
-        problem = _file_damage(path / name, size)
-        if problem:
-            return problem
-    return ""
+    """Return what is wrong with a state folder in words, or "" if it is whole.
 
-
-def _file_damage(path: Path, size: int) -> str:
-    if not path.is_file():
-        return f"{path.name} is missing"
-    if path.stat().st_size != size:
-        return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
-    if path.suffix != ".safetensors":
-        return ""
+    Its files' sizes and headers are looked at; their sums, as they are read.
+    """
     try:
-        read_header(path)
-    except CheckpointError as error:
-        return f"{path.name}: {error.message}"
+        _look(path)
+    except (Damage, NewerVersionError) as problem:
+        return str(problem)
     return ""
 
 
 def read_intact(path: Path) -> dict[str, Any]:
-    """Return a state's counters and settings; raises CheckpointError saying what is damaged."""
-    problem = damage(path)
-    if problem:
+    """Return a state's counters and settings, and its files as `StoredFile` by name.
+
+    Raises CheckpointError saying what is damaged, or NewerVersionError.
+    """
+    try:
+        return _look(path)
+    except Damage as problem:
         raise CheckpointError(
             f"The training state {path} cannot be used: {problem}.",
             remedy="Resume from another state, or start a new run.",
-        )
-    progress: dict[str, Any] = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
-    return progress
+        ) from problem
 
 
-def _age(path: Path) -> tuple[float, int]:
-    progress = json.loads((path / PROGRESS_FILE).read_text(encoding="utf-8"))
-    return progress["saved_at"], progress["step"]
+def _look(path: Path) -> dict[str, Any]:
+    """Return what a state says of itself; raises Damage if it or a file is not as it should be."""
+    values = _told(path)
+    for name, file in values["files"].items():
+        _check_file(path / name, file.size)
+    return values
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """Return what a state says of itself as today's version has it; nothing in it is trusted."""
+    wrong = Damage(f"{PROGRESS_FILE} is missing or damaged")
+    try:
+        values = _object(plain_json.parse(disk.read(path / PROGRESS_FILE)))
+        values = STATE.read(values, path)
+        files = {name: StoredFile(**told) for name, told in values["files"].items()}
+        sound = _are_sound(values) and all(map(_is_file_sound, files, files.values()))
+    except NewerVersionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise wrong from error
+    except InputError as error:  # a version that is none
+        raise wrong from error
+    if not sound:
+        raise wrong
+    return {**values, "files": files}
+
+
+def _are_sound(values: Mapping[str, Any]) -> bool:
+    """Return whether all that a run counts and remembers is of the right kind."""
+    counts = (values["step"], values["epoch"], values["position"])
+    scaler, retreats = values["loss_scaler"], values.get("retreats", {})
+    return (
+        all(_is_whole(count) and count >= 0 for count in counts)
+        and _is_whole(values["seed"])
+        and _is_number(values["saved_at"])
+        and isinstance(values["settings"], dict)
+        and all(map(_is_number, _object(scaler).values()))
+        and all(map(_is_whole, _list(_object(retreats).get("steps", []))))
+        and _is_number(retreats.get("factor", 1.0))
+    )
+
+
+def _is_file_sound(name: str, file: StoredFile) -> bool:
+    plain = name == Path(name).name and "\\" not in name and name not in ("", ".", "..")
+    return plain and _is_whole(file.size) and isinstance(file.crc32, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return _is_whole(value) or isinstance(value, float)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("it is no object")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("it is no list")
+    return value
+
+
+def _check_file(path: Path, size: int) -> None:
+    try:
+        there = path.stat().st_size if path.is_file() else -1
+        if there == size and path.suffix == ".safetensors":
+            read_header(path)
+    except (CheckpointError, OSError, ValueError) as error:
+        words = error.message if isinstance(error, CheckpointError) else error
+        raise Damage(f"{path.name}: {words}") from error
+    if there < 0:
+        raise Damage(f"{path.name} is missing")
+    if there != size:
+        raise Damage(f"{path.name} has {there} bytes instead of {size}")
+
+
+def _age(path: Path) -> tuple[float, str]:
+    """Return when a state was saved; one that does not say so, when its folder was changed."""
+    try:
+        saved = plain_json.parse(disk.read(path / PROGRESS_FILE))["saved_at"]
+        return float(saved), path.name
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        with suppress(OSError):
+            return path.stat().st_mtime, path.name
+        return 0.0, path.name
