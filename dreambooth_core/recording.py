@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from dreambooth_core.job.events import Event, Notice, PlanMade, StepDone
+from dreambooth_core.job.events import Event, Notice, PlanMade, Resumed, StepDone
 from dreambooth_core.job.loss_table import LossTable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 LOSS_TABLE = "loss.csv"
+ROOM_TO_BEGIN_AGAIN = 16 * 2**20
+"""What is to be free on a disk that was full, before logs are written on it again."""
 
 
 class Recorder:
-    """Writes events into a folder as they are emitted; without a folder it writes nothing."""
+    """Writes events into a folder as they are emitted; without a folder it writes nothing.
 
-    def __init__(self, folder: Path | None) -> None:
-        """Write into `folder`, which is created with the first event that is kept."""
+    What its disk refuses is missing in the logs, and training never ends for it.
+    """
+
+    def __init__(
+        self, folder: Path | None, warn: Callable[[str], None] = lambda words: None
+    ) -> None:
+        """Write into `folder`, which is created with the first event that is kept.
+
+        `warn` is told, once, that the disk refuses.
+        """
         self.folder = folder
         self._losses = LossTable(folder / LOSS_TABLE) if folder else None
         self._writer: SummaryWriter | None = None
+        self._warn = warn
+        self._refused, self._warned = False, False
 
     def __enter__(self) -> Recorder:
         """Return itself."""
@@ -35,21 +50,50 @@ class Recorder:
         trace: TracebackType | None,
     ) -> None:
         """Flush and close the logs."""
-        if self._writer is not None:
-            self._writer.close()
+        self._close()
 
     def record(self, event: Event) -> None:
-        """Keep a step's numbers and the run's plan and notices; pass over everything else."""
+        """Keep a step's numbers and the run's plan and notices; pass over everything else.
+
+        The table of losses of a run that goes on from another begins with that one's rows.
+        """
         if self.folder is None or self._losses is None:
             return
+        if not isinstance(event, StepDone | Resumed | PlanMade | Notice) or self._is_full(
+            self.folder
+        ):
+            return
+        try:
+            self._record(event, self.folder, self._losses)
+        except OSError as error:
+            self._refused = True
+            self._close()
+            if not self._warned:
+                self._warned = True
+                self._warn(
+                    f"The logs in {self.folder} cannot be written ({error.strerror or error}):"
+                    " they have a gap until there is room. Training goes on."
+                )
+
+    def _record(
+        self, event: StepDone | Resumed | PlanMade | Notice, folder: Path, losses: LossTable
+    ) -> None:
         if isinstance(event, StepDone):
-            self._losses.add(event)
+            losses.add(event)
             for name, value in scalars(event).items():
-                self._board(self.folder).add_scalar(name, value, event.step)
+                self._board(folder).add_scalar(name, value, event.step)
+        elif isinstance(event, Resumed):
+            losses.go_on(folder.parent / event.run_id / LOSS_TABLE, event.step)
         elif isinstance(event, PlanMade):
-            self._board(self.folder).add_text("plan", "\n\n".join(event.lines))
-        elif isinstance(event, Notice):
-            self._board(self.folder).add_text("notices", event.message)
+            self._board(folder).add_text("plan", "\n\n".join(event.lines))
+        else:
+            self._board(folder).add_text("notices", event.message)
+
+    def _is_full(self, folder: Path) -> bool:
+        """Whether the disk refused before and has no room for more yet."""
+        if self._refused and folder.is_dir():
+            self._refused = shutil.disk_usage(folder).free < ROOM_TO_BEGIN_AGAIN
+        return self._refused
 
     def _board(self, folder: Path) -> SummaryWriter:
         if self._writer is None:
@@ -58,6 +102,12 @@ class Recorder:
 
             self._writer = SummaryWriter(str(folder))
         return self._writer
+
+    def _close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError):  # what it still holds does not fit either
+                writer.close()
 
 
 def scalars(event: StepDone) -> dict[str, float]:

@@ -81,17 +81,18 @@ class LatentSource:
         """Encode what the cache lacks of `samples` and return how many that were.
 
         `on_progress(done, total)` counts all samples. Samples of one bucket are encoded
-        `batch_size` at a time. Once all of `TrainingSet.variants()` are in, the encoder is no
-        longer needed.
+        `batch_size` at a time. The last bits depend on that number, so a batch that lacks one is
+        encoded whole: it does not matter where an earlier run was ended. Once all of
+        `TrainingSet.variants()` are in, the encoder is no longer needed.
         """
-        missing = self._missing(samples)
-        done = len(samples) - sum(map(len, missing.values()))
+        batches = _batches(samples, batch_size)
+        lacking = [[s for s in batch if self.cache.get(self._key(s)) is None] for batch in batches]
+        done = len(samples) - sum(map(len, lacking))
         encoded = 0
-        for members in missing.values():
-            for start in range(0, len(members), batch_size):
-                part = members[start : start + batch_size]
-                self._encode_samples(part)
-                encoded += len(part)
+        for batch, new in zip(batches, lacking, strict=True):
+            if new:
+                self._encode_samples(batch, new)
+                encoded += len(new)
                 if on_progress is not None:
                     on_progress(done + encoded, len(samples))
         if self.masks != NO_MASKS:
@@ -105,7 +106,7 @@ class LatentSource:
         cached = self.cache.get(key)
         if cached is not None:
             return cached
-        return self._encode_samples([sample])[0]
+        return self._encode_samples([sample], [sample])[0]
 
     def batch(self, micro_batch: MicroBatch) -> Batch:
         """Return a micro-batch as tensors."""
@@ -145,14 +146,8 @@ class LatentSource:
             )
         return mask
 
-    def _missing(self, samples: Sequence[Sample]) -> dict[tuple[int, int], list[Sample]]:
-        missing: dict[tuple[int, int], list[Sample]] = defaultdict(list)
-        for sample in samples:
-            if self.cache.get(self._key(sample)) is None:
-                missing[sample.example.bucket].append(sample)
-        return missing
-
-    def _encode_samples(self, samples: Sequence[Sample]) -> list[Latents]:
+    def _encode_samples(self, samples: Sequence[Sample], new: Sequence[Sample]) -> list[Latents]:
+        """Return the latents of a batch, of which the `new` ones go into the cache."""
         pixels = torch.stack([self._pixels(sample) for sample in samples])  # (B,3,H,W)
         with torch.no_grad():
             mean, deviation = (t.float().cpu() for t in self._encode(pixels))
@@ -163,7 +158,8 @@ class LatentSource:
                     f"The VAE turned {sample.example.path} into values that are not finite.",
                     remedy="Use a model with an intact VAE.",
                 )
-            self.cache.put(self._key(sample), one.mean, one.deviation)
+            if sample in new:
+                self.cache.put(self._key(sample), one.mean, one.deviation)
         return latents
 
     def _key(self, sample: Sample) -> str:
@@ -181,6 +177,18 @@ class LatentSource:
         image, bucket = open_image(sample.example.path), sample.example.bucket
         pixels = fit_to_bucket(image, bucket, sample.crop, flip=sample.flip)
         return normalized(pixels) if self.normalize else pixels
+
+
+def _batches(samples: Sequence[Sample], batch_size: int) -> list[list[Sample]]:
+    """Return samples of one bucket `batch_size` at a time."""
+    members: dict[tuple[int, int], list[Sample]] = defaultdict(list)
+    for sample in samples:
+        members[sample.example.bucket].append(sample)
+    return [
+        group[start : start + batch_size]
+        for group in members.values()
+        for start in range(0, len(group), batch_size)
+    ]
 
 
 def _sizes(sample: Sample) -> tuple[int, ...]:

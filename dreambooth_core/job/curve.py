@@ -30,6 +30,18 @@ class Curve:
             return list(self._kept)
         return [*self._kept, self._last]
 
+    def cut(self, step: int) -> None:
+        """Forget the points after a step, which are made again."""
+        if not self._kept or self._last[0] <= step:
+            return
+        self._kept = [point for point in self._kept if point[0] <= step]
+        if not self._kept:
+            self._count = 0
+            return
+        self._last = self._kept[-1]
+        passed_over = min(step - self._last[0], self._stride - 1)  # steps come one by one
+        self._count = (len(self._kept) - 1) * self._stride + 1 + passed_over
+
     def add(self, step: int, value: float) -> None:
         """Append a point."""
         self._last = (step, value)

@@ -13,27 +13,42 @@ from dreambooth_core.job.events import (
     JobFailed,
     JobFinished,
     LoraSaved,
+    Resumed,
     StepDone,
     read_events,
 )
 from dreambooth_core.job.launcher import Job
-from dreambooth_core.job.runs import Run, events_path, read_run, run_ids
+from dreambooth_core.job.lineage import began_from
+from dreambooth_core.job.runs import Run, events_path, read_run, run_ids, told_kind, told_model
 from dreambooth_core.job.workspace import Workspace
 
 TAIL_BYTES = 65536
 
 
 @dataclass(frozen=True)
-class PastRun:
-    """One run in a line: what was done, the last step it reached and how it ended."""
+class UnreadableRun:
+    """What is told of a run that cannot be read, such as one of a newer version, and why."""
 
-    run: Run
+    run_id: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PastRun:
+    """One run in a line: what was done, the last step it reached and how it ended.
+
+    `resumed` is the run and step that it goes on from, if any.
+    """
+
+    run: Run | UnreadableRun
     step: int
     outcome: str
+    resumed: Resumed | None = None
 
 
 def past_runs(workspace: Workspace, model: str, limit: int = 10) -> list[PastRun]:
-    """Return the newest runs of a model, newest first; runs that cannot be read are left out."""
+    """Return the newest runs of a model, newest first; one that cannot be read says why not."""
     found = []
     for run in _runs_of(workspace, model):
         found.append(_past_run(workspace.run_folder(run.run_id), run))
@@ -44,28 +59,35 @@ def past_runs(workspace: Workspace, model: str, limit: int = 10) -> list[PastRun
 
 def saved_loras(workspace: Workspace, model: str) -> list[Path]:
     """Return the LoRA files that the runs of a model wrote, oldest first; some may be gone."""
-    runs = reversed(list(_runs_of(workspace, model)))
+    runs = reversed([run for run in _runs_of(workspace, model) if isinstance(run, Run)])
     folders = (workspace.run_folder(run.run_id) for run in runs if run.kind in ("train", "save"))
     events = (event for folder in folders for event in read_events(events_path(folder))[0])
     return [Path(event.path) for event in events if isinstance(event, LoraSaved)]
 
 
-def _runs_of(workspace: Workspace, model: str) -> Iterator[Run]:
+def _runs_of(workspace: Workspace, model: str) -> Iterator[Run | UnreadableRun]:
     for run_id in reversed(run_ids(workspace)):
+        folder = workspace.run_folder(run_id)
         try:
-            run = read_run(workspace.run_folder(run_id))
-        except UsageError:
-            continue  # of another version; it is still there for who looks into the folder
-        if run.lock_name == model:
+            run = read_run(folder)
+        except UsageError as error:
+            if told_model(folder) == model:
+                yield UnreadableRun(run_id, told_kind(folder), str(error))
+            continue
+        if run.works_on == model:
             yield run
 
 
-def _past_run(folder: Path, run: Run) -> PastRun:
+def _past_run(folder: Path, run: Run | UnreadableRun) -> PastRun:
+    if isinstance(run, UnreadableRun):
+        return PastRun(run, 0, f"cannot be read: {run.reason}")
     events = _last_events(folder)
     steps = [event.step for event in events if isinstance(event, StepDone)]
     finals = [event for event in events if isinstance(event, FINAL_EVENTS)]
     outcome = _outcome(finals[-1]) if finals else _open_outcome(folder)
-    return PastRun(run, steps[-1] if steps else 0, outcome)
+    resumed = began_from(folder) if run.kind == "train" else None
+    reached = steps[-1] if steps else resumed.step if resumed else 0
+    return PastRun(run, reached, outcome, resumed)
 
 
 def _last_events(folder: Path) -> list[Event]:

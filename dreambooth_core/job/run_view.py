@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dreambooth_core.errors import DreamboothError
+from dreambooth_core.errors import DreamboothError, NewerVersionError
+from dreambooth_core.job import disk
 from dreambooth_core.job.commands import COMMANDS_FILE, Command, CommandReader
 from dreambooth_core.job.curve import Curve, Point, RunningMean
 from dreambooth_core.job.events import (
-    FINAL_EVENTS,
+    WARNING,
     CheckpointSaved,
     ClassImagesPlanned,
     Event,
@@ -30,16 +31,20 @@ from dreambooth_core.job.events import (
     PlanMade,
     PlannedImage,
     Preflight,
+    Resumed,
     SampleSaved,
     StateSaved,
     StepDone,
-    read_events,
+    UnknownEvent,
 )
 from dreambooth_core.job.launcher import Job
-from dreambooth_core.job.runs import events_path, log_path, read_run
+from dreambooth_core.job.lineage import EventsOfRuns
+from dreambooth_core.job.newer import newer_notice
+from dreambooth_core.job.runs import log_path, read_run, told_kind, told_model
 
 MOST_SAMPLES = 200
 MOST_NOTICES = 50
+MOST_MARKS = 100
 LOG_BYTES_PER_LINE = 500
 TRAINING = "training"
 RATE_PREFIX = "learning_rate."
@@ -53,7 +58,8 @@ class RunView:
 
     `state` is "starting", "running", "stopping", "finished", "stopped" or "failed". `done` of
     `total` (0 if not known) counts the `unit` of the present `phase`; `epoch` counts from 0.
-    `samples` are newest first and only the newest are kept, as are `notices`, newest last.
+    `samples` are newest first and only the newest are kept, as are `notices`, newest last. A run
+    that goes on from another shows its steps, pictures and files too, up to `resumed_step`.
     """
 
     run_id: str = ""
@@ -84,13 +90,18 @@ class RunView:
     remedy: str = ""
     error: str = ""
     field: str = ""
+    kept: list[str] = dataclasses.field(default_factory=list)
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     log_path: str = ""
     started: float = 0.0
     updated: float = 0.0
     stop_asked: str = ""
+    resumed_run: str = ""
+    resumed_step: int = 0
     _curves: dict[str, Curve] = dataclasses.field(default_factory=dict, repr=False)
     _smoothed: RunningMean = dataclasses.field(default_factory=RunningMean, repr=False)
+    _marks: dict[int, RunningMean] = dataclasses.field(default_factory=dict, repr=False)
     _phase_began: float = 0.0
 
     @property
@@ -131,6 +142,16 @@ class RunView:
             if fold is not None:
                 fold(self, event)
 
+    def recall(self, events: Sequence[Event]) -> None:
+        """Take in what an earlier run did that this one goes on from."""
+        for event in events:
+            if isinstance(event, StepDone):
+                _numbers(self, event)
+            elif isinstance(event, StateSaved):
+                self.mark(event.step)
+            elif isinstance(event, SampleSaved | CheckpointSaved | LoraSaved):
+                _FOLDS[type(event)](self, event)
+
     def note(self, commands: Sequence[Command]) -> None:
         """Take in what was asked of the run."""
         for command in commands:
@@ -160,6 +181,18 @@ class RunView:
         """Put a loss's running mean on its curve."""
         self.add_point("loss_smoothed", step, self._smoothed.add(loss))
 
+    def mark(self, step: int) -> None:
+        """Remember the loss's running mean at a state, from which a run may go on."""
+        self._marks[step] = dataclasses.replace(self._smoothed)
+        while len(self._marks) > MOST_MARKS:
+            del self._marks[next(iter(self._marks))]
+
+    def go_back(self, step: int) -> None:
+        """Forget the numbers of the steps after one, which are made again."""
+        for curve in self._curves.values():
+            curve.cut(step)
+        self._smoothed = dataclasses.replace(self._marks.get(step, self._smoothed))
+
     def begin_phase(self, event: PhaseStarted) -> None:
         """Turn to another part of the job."""
         self.phase, self.total, self.unit = event.phase, event.total, event.unit
@@ -181,14 +214,28 @@ class RunView:
 def _start(view: RunView, event: JobStarted) -> None:
     view.run_id, view.kind, view.model = event.run_id, event.kind, event.model
     view.state = "stopping" if view.stop_asked else "running"
+    _newer(view, event)
+
+
+def _newer(view: RunView, event: JobStarted | UnknownEvent) -> None:
+    notice = newer_notice(event, view.run_id)
+    if notice is not None:
+        _notice(view, notice)
 
 
 def _step(view: RunView, event: StepDone) -> None:
     view.phase, view.unit = TRAINING, "steps"
-    view.step = view.done = event.step
-    view.total_steps = view.total = event.total_steps
-    view.epoch, view.loss, view.memory_mb = event.epoch, event.loss, event.memory_mb
+    view.done, view.total = event.step, event.total_steps
     view.steps_per_second, view.eta_seconds = event.steps_per_second, event.eta_seconds
+    view.memory_mb = event.memory_mb
+    _numbers(view, event)
+
+
+def _numbers(view: RunView, event: StepDone) -> None:
+    if event.step <= view.step:
+        view.go_back(event.step - 1)
+    view.step, view.total_steps = event.step, event.total_steps
+    view.epoch, view.loss = event.epoch, event.loss
     view.add_point("loss_instance", event.step, event.loss_instance)
     if event.loss_class is not None:
         view.add_point("loss_class", event.step, event.loss_class)
@@ -209,6 +256,11 @@ def _notice(view: RunView, event: Notice) -> None:
 
 def _state_saved(view: RunView, event: StateSaved) -> None:
     view.training_state = event.path
+    view.mark(event.step)
+
+
+def _resume(view: RunView, event: Resumed) -> None:
+    view.resumed_run, view.resumed_step = event.run_id, event.step
 
 
 def _plan(view: RunView, event: PlanMade) -> None:
@@ -235,10 +287,12 @@ def _fail(view: RunView, event: JobFailed) -> None:
     view.state, view.eta_seconds = "failed", None
     view.message, view.remedy = event.message, event.remedy
     view.error, view.field = event.error, event.field
+    view.kept, view.changes = event.kept, event.changes
 
 
 _FOLDS: dict[type[Event], Callable[[RunView, Any], None]] = {
     JobStarted: _start,
+    Resumed: _resume,
     PhaseStarted: RunView.begin_phase,
     PhaseProgress: RunView.move_on,
     PlanMade: _plan,
@@ -255,6 +309,7 @@ _FOLDS: dict[type[Event], Callable[[RunView, Any], None]] = {
     JobFinished: _finish,
     JobStopped: _stop,
     JobFailed: _fail,
+    UnknownEvent: _newer,
 }
 
 
@@ -265,21 +320,33 @@ class RunReader:
         """Read the run in `folder`; `job` knows how its worker ended if it was started here."""
         self.folder = Path(folder)
         self.job = job or Job(self.folder.name, self.folder)
-        self._offset = 0
+        self._events = EventsOfRuns(self.folder)
         self._commands = CommandReader(self.folder / COMMANDS_FILE)
         self._view = _blank_view(self.folder)
 
-    def poll(self) -> RunView:
-        """Return the view as of now; a worker that is gone without a word has failed."""
+    def poll(self, most_reads: int = 0) -> RunView:
+        """Return the view as of now; a worker that is gone without a word has failed.
+
+        With `most_reads` a long run is not read whole at once: the next looks go on with it.
+        """
         if self._view.ended:
             return self._view
         running = self.job.is_running()  # asked first: what an ended worker wrote is there to read
-        events, self._offset = read_events(events_path(self.folder), self._offset)
-        self._view.update(events)
+        reads = 0
+        while more := self._read():
+            reads += 1
+            if reads == most_reads:
+                break
         self._view.note(self._commands.poll())
-        if not running and not any(isinstance(event, FINAL_EVENTS) for event in events):
+        if not (more or running or self._view.ended):
             self._view.update([self.job.death()])
         return self._view
+
+    def _read(self) -> bool:
+        """Take in some more; return whether there may be more."""
+        events, is_earlier, more = self._events.read()
+        (self._view.recall if is_earlier else self._view.update)(events)
+        return more
 
 
 def duration(seconds: float) -> str:
@@ -296,6 +363,10 @@ def _blank_view(folder: Path) -> RunView:
     view = RunView(run_id=folder.name, log_path=str(log_path(folder)))
     try:
         run = read_run(folder)
+    except NewerVersionError as error:
+        view.kind, view.model = told_kind(folder), told_model(folder)
+        _notice(view, Notice(WARNING, str(error)))
+        return view
     except DreamboothError:
         return view  # the worker says what is wrong with its file
     view.kind, view.model = run.kind, run.model
@@ -306,7 +377,7 @@ def log_tail(folder: Path, lines: int) -> list[str]:
     """Return the last lines of the run's log; of a progress bar only what it showed last."""
     most = LOG_BYTES_PER_LINE * lines
     try:
-        with log_path(Path(folder)).open("rb") as file:
+        with disk.open_read(log_path(Path(folder))) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - most))
             text = file.read().decode("utf-8", errors="replace")

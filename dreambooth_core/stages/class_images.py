@@ -7,18 +7,21 @@ their prompt in `00012.txt`. A person's own folder is only ever read.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
 from dreambooth_core.config.schema import Concept, TrainConfig
+from dreambooth_core.errors import FullDiskError
 from dreambooth_core.families import FAMILIES, load_components
 from dreambooth_core.families.base import Components
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import PhaseProgress, PhaseStarted, PlanMade, SampleSaved
 from dreambooth_core.job.storage import atomic_write_bytes
 from dreambooth_core.stages.class_image_plan import (
+    ClassImage,
     ClassImages,
     ConceptPlan,
     Wanted,
@@ -26,20 +29,36 @@ from dreambooth_core.stages.class_image_plan import (
     plan_concept,
 )
 from dreambooth_core.stages.device import autocast, place, resolve_device
+from dreambooth_core.stages.full_disk import Room
 from dreambooth_core.stages.png import save_png
+from dreambooth_core.stages.requests import Requests
 from dreambooth_core.stages.sampling import generate, picture_info
 
 PHASE = "class images"
 
 
-def by_size(missing: Mapping[int, Wanted]) -> Iterator[list[tuple[int, Wanted]]]:
-    """Yield what can be painted together: pictures of one size, with their numbers."""
+def groups_to_paint(plan: ConceptPlan, batch_size: int) -> Iterator[list[tuple[int, Wanted]]]:
+    """Yield what is painted together: pictures of one size, with their numbers, in whole batches.
+
+    A picture's last bits depend on how many are painted at once. So a batch that lacks one is
+    painted whole, and a run that was ended among them gets what one that was not would have got.
+    """
 
     def size(item: tuple[int, Wanted]) -> tuple[int, int]:
         return item[1].width, item[1].height
 
-    for _, group in itertools.groupby(sorted(missing.items(), key=size), key=size):
-        yield list(group)
+    everything = sorted({**plan.found, **plan.missing}.items())
+    for _, members in itertools.groupby(sorted(everything, key=size), key=size):
+        group = list(members)
+        batches = [group[start : start + batch_size] for start in range(0, len(group), batch_size)]
+        lacking = [batch for batch in batches if any(n in plan.missing for n, _ in batch)]
+        if lacking:
+            yield list(itertools.chain.from_iterable(lacking))
+
+
+def batch_size_of(config: TrainConfig) -> int:
+    """Return how many class images are painted at once."""
+    return config.batch.class_batch_size or config.batch.batch_size
 
 
 def paint(
@@ -61,7 +80,7 @@ def paint(
         cfg_scale=concept.class_cfg_scale,
         sampler=concept.class_sampler,
         seeds=[plan.base_seed + number for number, _ in group],
-        batch_size=config.batch.class_batch_size or config.batch.batch_size,
+        batch_size=batch_size_of(config),
         clip_skip=config.text_encoder.clip_skip,
     )
     for (number, _), picture in zip(group, pictures, strict=True):
@@ -69,9 +88,14 @@ def paint(
 
 
 def _save(
-    config: TrainConfig, concept: Concept, plan: ConceptPlan, number: int, picture: Image.Image
-) -> SampleSaved:
-    """Write a picture with its prompt beside it, and return what is to be told of it."""
+    config: TrainConfig,
+    context: RunContext,
+    concept: Concept,
+    plan: ConceptPlan,
+    number: int,
+    picture: Image.Image,
+) -> None:
+    """Write a picture with its prompt beside it, and tell of it."""
     want, seed = plan.missing[number], plan.base_seed + number
     path = class_image_file(plan.folder, number)
     # The prompt goes first: a picture that is there always has one.
@@ -87,23 +111,36 @@ def _save(
         model=config.model,
     )
     save_png(picture, path, text)
-    return SampleSaved(str(path), want.prompt, seed)
+    context.emit(SampleSaved(str(path), want.prompt, seed))
 
 
 def _make_missing(
-    config: TrainConfig, context: RunContext, components: Components, plans: Sequence[ConceptPlan]
+    config: TrainConfig,
+    context: RunContext,
+    components: Components,
+    plans: Sequence[ConceptPlan],
+    room: Room,
+    requests: Requests,
 ) -> bool:
-    """Paint what is missing; return False if a command ended it."""
+    """Paint what is missing; return False if a command ended it.
+
+    It ends early where there is no room for more, and the settings say to go on.
+    """
     total = sum(len(plan.missing) for plan in plans)
     done = 0
     context.emit(PhaseStarted(PHASE, total, "images"))
     for concept, plan in zip(config.concepts, plans, strict=True):
-        for group in by_size(plan.missing):
+        for group in groups_to_paint(plan, batch_size_of(config)):
             for number, picture in paint(config, concept, plan, components, group):
-                context.emit(_save(config, concept, plan, number, picture))
+                if number not in plan.missing:
+                    continue
+                save = partial(_save, config, context, concept, plan, number, picture)
+                if not room.write("A class image", save):
+                    return not room.given_up
                 done += 1
                 context.emit(PhaseProgress(PHASE, done, total))
-                if any(command.name.startswith("stop") for command in context.commands.poll()):
+                requests.look()
+                if requests.wants("stop") or requests.wants("stop_after_epoch"):
                     return False
     return True
 
@@ -118,15 +155,36 @@ def plan_class_images(
 
 
 def ensure_class_images(
-    config: TrainConfig, context: RunContext, components: Components
+    config: TrainConfig,
+    context: RunContext,
+    components: Components,
+    requests: Requests | None = None,
 ) -> ClassImages:
     """Return every concept's class pictures; the base `components` paint the missing ones."""
     plans = plan_class_images(config, context, components)
-    finished = True
+    finished, requests = True, requests or Requests(context.commands)
+    room = Room(config.saving.on_full_disk, context.emit, requests)
     if any(plan.missing for plan in plans):
         with autocast(components, config.precision.mixed_precision):
-            finished = _make_missing(config, context, components, plans)
-    return ClassImages([plan.images() for plan in plans], stopped=not finished)
+            finished = _make_missing(config, context, components, plans, room, requests)
+    images = [plan.images() for plan in plans]
+    if finished and room.left_out:
+        images = [_those_there(plan, number, context) for number, plan in enumerate(plans, start=1)]
+    return ClassImages(images, stopped=not finished)
+
+
+def _those_there(plan: ConceptPlan, number: int, context: RunContext) -> list[ClassImage]:
+    """Return a concept's class images as far as there was room; raises FullDiskError for none."""
+    wanted = plan.images()
+    there = [image for image in wanted if image.path.is_file()]
+    if wanted and not there:
+        raise FullDiskError(
+            f"Concept {number} has no class image, as there is no room for one in {plan.folder}.",
+            remedy="Free some space on that disk.",
+        )
+    if len(there) < len(wanted):
+        context.warn(f"Concept {number} has {len(there)} of {len(wanted)} class images.")
+    return there
 
 
 def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:

@@ -31,6 +31,10 @@ class Requests:
         self._open.discard(name)
         return arrived
 
+    def put_back(self, name: str) -> None:
+        """Count the command `name` as not answered yet."""
+        self._open.add(name)
+
     def stop_if_asked(self) -> None:
         """Raise StopRequested if the run is to end although it has not made a step yet."""
         self.look()
