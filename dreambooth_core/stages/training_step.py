@@ -36,6 +36,7 @@ from dreambooth_core.diffusion.noised import NoisedLatents
 from dreambooth_core.errors import NonFiniteError
 from dreambooth_core.families import FAMILIES
 from dreambooth_core.families.base import Components, Conditioning
+from dreambooth_core.job.memory_errors import during
 from dreambooth_core.stages.gradients import GradientLimits, clip, gradient_sets, norms_of
 from dreambooth_core.stages.prompt_encoder import PromptEncoder
 
@@ -201,19 +202,20 @@ def train_step(
         losses = _backward(accelerator, objective, batches, StepStreams.of_step(seed, step))
         accelerator.unscale_gradients(optimizer)
         sets = gradient_sets(optimizer, limits)
-        result, norms = _read(losses, batches, norms_of(sets))
+        result, norms, broken = _read(losses, batches, norms_of(sets))
         if not math.isfinite(result.loss):
-            raise _non_finite("loss", step)
+            raise non_finite("loss", step, broken)
         if math.isfinite(result.grad_norm):
             clip(sets, norms)
-            optimizer.step()
+            with during("", changes_weights=True):
+                optimizer.step()
             optimizer.zero_grad(set_to_none=set_to_none)
             return result
         if accelerator.scaler is None:
             break
         optimizer.step()  # the scaler finds the overflow, leaves the weights and halves the scale
         optimizer.zero_grad(set_to_none=True)
-    raise _non_finite("gradient", step)
+    raise non_finite("gradient", step)
 
 
 def _backward(
@@ -233,8 +235,11 @@ def _backward(
 
 def _read(
     losses: Tensor, batches: Sequence[Batch], norms: Tensor
-) -> tuple[StepResult, list[float]]:
-    """Bring a step's numbers to the host in one transfer: losses (B,), gradients' norms (S,)."""
+) -> tuple[StepResult, list[float], list[int]]:
+    """Bring a step's numbers to the host in one transfer: losses (B,), gradients' norms (S,).
+
+    And tell the numbers of the examples whose loss is not finite.
+    """
     numbers = torch.cat([losses, norms.to(losses)]).tolist()
     values, gradient_norms = numbers[: len(losses)], numbers[len(losses) :]
     weights = torch.cat([batch.weights for batch in batches]).tolist()
@@ -247,16 +252,19 @@ def _read(
         loss_class=_mean(classes) if classes else None,
         grad_norm=math.hypot(*gradient_norms),
     )
-    return result, gradient_norms
+    return result, gradient_norms, [n for n, value in enumerate(values) if not math.isfinite(value)]
 
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _non_finite(what: str, step: int) -> NonFiniteError:
-    return NonFiniteError(
+def non_finite(what: str, step: int, examples: Sequence[int] = ()) -> NonFiniteError:
+    """Return the error of update number `step` (from 0), which is not made."""
+    error = NonFiniteError(
         f"The {what} of step {step + 1} is not a finite number; that step changed no weight.",
         remedy="Lower the learning rate or use mixed precision bf16 or no. The newest training"
         " state is unharmed: resume goes on from it.",
     )
+    error.what, error.examples = what, tuple(examples)
+    return error

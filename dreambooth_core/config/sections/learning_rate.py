@@ -101,3 +101,25 @@ class LearningRateSection:
         step=0.01,
         advanced=True,
     )
+    retries: int = control(
+        1,
+        "Times to go back after NaN",
+        "How often a training whose numbers become NaN or infinite goes back to its last good "
+        "state and on at a lower learning rate. It says so each time, and a resumed run remembers "
+        "it. The next time it ends, with all that was saved unharmed; 0 ends it the first time.",
+        minimum=0,
+        maximum=10,
+        step=1,
+        unit="times",
+        advanced=True,
+    )
+    retry_factor: float = control(
+        0.5,
+        "Learning rate after going back",
+        "What all learning rates are multiplied by each time the training has gone back. 1 tries "
+        "the same again, which helps only against a fault of the machine.",
+        minimum=0.01,
+        maximum=1.0,
+        step=0.01,
+        advanced=True,
+    )
