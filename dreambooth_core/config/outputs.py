@@ -8,6 +8,8 @@ from dreambooth_core.config.choices import SAMPLERS, SAVE_DTYPE_CHOICES
 from dreambooth_core.config.control import control
 from dreambooth_core.config.new_file import averages_beside
 
+FULL_DISK_CHOICES = ("pause", "continue", "stop")
+
 
 @dataclass(kw_only=True)
 class SavingSection:
@@ -86,6 +88,16 @@ class SavingSection:
         maximum=10000,
         step=1,
         unit="epochs",
+    )
+
+    on_full_disk: str = control(
+        "pause",
+        "When the disk is full",
+        "What a training does that cannot write a file for want of room. pause waits until there "
+        "is some, or until you stop it; continue leaves that file out and trains on, and waits "
+        "only at the end; stop ends with an error. What was written before stays in any case.",
+        choices=FULL_DISK_CHOICES,
+        advanced=True,
     )
 
 

@@ -20,10 +20,21 @@ from dreambooth_core.config.schema import TrainConfig  # noqa: E402
 from dreambooth_core.host.conductor import Conductor  # noqa: E402
 from dreambooth_core.host.standalone import StandaloneHost  # noqa: E402
 from dreambooth_core.job import launcher  # noqa: E402
+from dreambooth_core.job.claims import LOCKS_FOLDER  # noqa: E402
 from dreambooth_core.job.commands import Command  # noqa: E402
-from dreambooth_core.job.events import CheckpointSaved, Event, JobFinished, StepDone  # noqa: E402
+from dreambooth_core.job.events import (  # noqa: E402
+    CheckpointSaved,
+    Event,
+    JobFailed,
+    JobFinished,
+    JobStopped,
+    Notice,
+    PhaseStarted,
+    StepDone,
+)
 from dreambooth_core.job.launcher import Job  # noqa: E402
 from dreambooth_core.job.workspace import ModelFolder, Workspace  # noqa: E402
+from dreambooth_core.stages.full_disk import PHASE  # noqa: E402
 from dreambooth_core.ui.run import build_run_panel  # noqa: E402
 from tests.host_fixtures import PATIENCE, end_jobs  # noqa: E402
 from tests.trainings import trainings_in  # noqa: E402
@@ -73,7 +84,8 @@ class Tab:
     def files(self) -> dict[str, str]:
         """The digests of all files that must outlive a full disk, by path."""
         model = self.workspace.model(self.config.model)
-        paths = [p for p in self.workspace.checkpoints_dir.rglob("*") if p.is_file()]
+        found = self.workspace.checkpoints_dir.rglob("*")
+        paths = [p for p in found if p.is_file() and LOCKS_FOLDER not in p.parts]
         kept = ("layout.json", "extras.safetensors", "unet/*", "vae/*", "text_encoder/*")
         paths += [path for pattern in kept for path in model.path.glob(pattern)]
         return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
@@ -90,10 +102,19 @@ def next_of(kind: type[Event], events: Iterator[Event]) -> Any:
 
 
 @pytest.fixture
-def tab(small_disk: Path, tiny_model_folder: ModelFolder, workspace: Workspace) -> Iterator[Tab]:
-    """The panel of a folder on the small disk, and an endless training without planned files."""
+def tab(
+    small_disk: Path,
+    tiny_model_folder: ModelFolder,
+    workspace: Workspace,
+    request: pytest.FixtureRequest,
+) -> Iterator[Tab]:
+    """The panel of a folder on the small disk, and an endless training without planned files.
+
+    It ends on a full disk, unless the test asks for another choice.
+    """
     trainings = trainings_in(small_disk, workspace.root)
-    config = trainings.config({"intervals": {"epochs": 10_000}})
+    saving = {"on_full_disk": getattr(request, "param", "stop")}
+    config = trainings.config({"intervals": {"epochs": 10_000}, "saving": saving})
     tab = Tab(trainings.workspace, config)
     yield tab
     end_jobs(tab.conductor)
@@ -122,7 +143,8 @@ def test_a_full_disk_is_told_and_nothing_is_lost(
     assert cause in shown, shown
     assert "Free some space" in shown and 'role="alert"' in shown
     assert str(tab.workspace.checkpoints_dir) in shown, "the place is named"
-    assert final.error in ("InputError", "OSError")
+    assert isinstance(final, JobFailed) and final.error in ("FullDiskError", "OSError")
+    assert any(str(saved.path) in line for line in final.kept), "what there is to keep"
     assert tab.files() == before
     assert list(tab.workspace.root.rglob("*.tmp")) == []
 
@@ -130,6 +152,32 @@ def test_a_full_disk_is_told_and_nothing_is_lost(
     assert isinstance(tab.conductor.start("plan", tab.config).wait(), JobFinished)
     assert tab.conductor.wait(PATIENCE)
     assert tab.workspace.model("tiny").read_info().checkpoints == [saved.path]
+
+
+@pytest.mark.parametrize("tab", ["pause"], indirect=True)
+def test_a_training_waits_for_room(tab: Tab) -> None:
+    job, events = tab.train()
+    job.send(Command("save"))
+    saved = next_of(CheckpointSaved, events)
+    before = tab.files()
+
+    filler = tab.workspace.root / "filler"
+    take_room(filler, leave=saved.size // 2)
+    job.send(Command("save"))
+    waiting = next_of(Notice, events)
+    while next_of(PhaseStarted, events).phase != PHASE:
+        pass
+    shown = tab.shown()
+    assert "The checkpoint needs" in waiting.message and "waits" in waiting.message
+    assert "The checkpoint needs" in shown and PHASE in shown and "Running" in shown
+    assert tab.files() == before and list(tab.workspace.root.rglob("*.tmp")) == []
+
+    filler.unlink()
+    assert next_of(CheckpointSaved, events).step > saved.step
+    next_of(StepDone, events)
+    job.send(Command("stop"))
+    assert isinstance(job.wait(), JobStopped)
+    assert before.items() <= tab.files().items()
 
 
 def take_room(filler: Path, leave: int) -> None:
