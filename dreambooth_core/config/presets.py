@@ -14,16 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreambooth_core.config.renames import paths_of_today, settings_format
 from dreambooth_core.config.schema import Concept, TrainConfig
 from dreambooth_core.config.serialize import from_dict, put_value, read_json_object, to_dict
 from dreambooth_core.config.settings_store import Change, difference, plain_specs, value_at
 from dreambooth_core.config.validate import check_fields
 from dreambooth_core.errors import ConfigError, InputError, Problem, UsageError
+from dreambooth_core.job import disk
+from dreambooth_core.job.formats import KEY, PRESET
+from dreambooth_core.job.lock import alone
 from dreambooth_core.job.storage import atomic_write_json
 from dreambooth_core.job.workspace import Workspace, check_name
 
 FORMAT = "dreambooth preset"
-VERSION = 1
+SETTINGS_KEY = "settings_version"
 FOLDER = Path(__file__).parent / "presets"
 MAX_FILE_BYTES = 1_000_000
 MAX_DESCRIPTION = 500
@@ -133,27 +137,33 @@ def save_preset(workspace: Workspace, preset: Preset) -> Path:
     Raises InputError for a name that cannot be a file's or belongs to a built-in preset, and
     ConfigError for settings that cannot be used.
     """
-    check_name(preset.name, what="preset")
-    if preset.name.lower() in {known.name.lower() for known in built_in_presets()}:
-        raise InputError(
-            f"The preset {preset.name!r} is a built-in one.", remedy="Choose another name."
-        )
-    path = workspace.presets_dir / f"{preset.name}.json"
-    _write(path, preset)
+    path = _own_path(workspace, preset.name)
+    with alone(path):
+        PRESET.refuse_newer(path)
+        _write(path, preset)
     return path
+
+
+def _own_path(workspace: Workspace, name: str) -> Path:
+    check_name(name, what="preset")
+    if name.lower() in {known.name.lower() for known in built_in_presets()}:
+        raise InputError(f"The preset {name!r} is a built-in one.", remedy="Choose another name.")
+    return workspace.presets_dir / f"{name}.json"
 
 
 def import_preset(workspace: Workspace, path: Path) -> Preset:
     """Take in a preset's file that somebody passed on; raises InputError if its name is taken."""
     preset = read_preset(path)
-    check_name(preset.name, what="preset")
-    own, _ = own_presets(workspace)
-    if preset.name.lower() in {known.name.lower() for known in own}:
-        raise InputError(
-            f"You have a preset named {preset.name!r} already.",
-            remedy='Change its "name" in the file, or delete yours first.',
-        )
-    save_preset(workspace, preset)
+    target = _own_path(workspace, preset.name)
+    with alone(target):
+        own, _ = own_presets(workspace)
+        if preset.name.lower() in {known.name.lower() for known in own}:
+            raise InputError(
+                f"You have a preset named {preset.name!r} already.",
+                remedy='Change its "name" in the file, or delete yours first.',
+            )
+        PRESET.refuse_newer(target)
+        _write(target, preset)
     return preset
 
 
@@ -173,7 +183,8 @@ def delete_preset(workspace: Workspace, name: str) -> None:
         raise InputError(
             f"{name!r} is none of your own presets.", remedy="Built-in ones cannot be deleted."
         )
-    path.unlink()
+    with alone(path):
+        disk.remove(path)
 
 
 def read_preset(path: Path, built_in: bool = False) -> Preset:
@@ -185,15 +196,12 @@ def read_preset(path: Path, built_in: bool = False) -> Preset:
         raise InputError(
             f"{path.name} is not a preset.", remedy=f'Its "format" must be "{FORMAT}".'
         )
-    if values.get("version") != VERSION:
-        raise InputError(
-            f"The preset {path.name} is of version {values.get('version')!r}; this is {VERSION}.",
-            remedy="Export it again with the version that you use.",
-        )
+    values = PRESET.read(values, path)
     name, description = values.get("name"), values.get("description", "")
     if not isinstance(name, str) or not isinstance(description, str) or not name.strip():
         raise InputError(f"The preset {path.name} has no name.", remedy='Give it a "name".')
-    settings: dict[str, Any] = values["settings"]
+    version = settings_format().version_of({KEY: values.get(SETTINGS_KEY, 0)}, path)
+    settings = paths_of_today(values["settings"], version, TrainConfig.__name__)
     return Preset(name, description[:MAX_DESCRIPTION], _checked(settings), built_in)
 
 
@@ -235,7 +243,8 @@ def _write(path: Path, preset: Preset) -> None:
         path,
         {
             "format": FORMAT,
-            "version": VERSION,
+            **PRESET.stamped({}),
+            SETTINGS_KEY: settings_format().version,
             "name": preset.name,
             "description": preset.description[:MAX_DESCRIPTION],
             "settings": json.loads(json.dumps(settings, allow_nan=False)),

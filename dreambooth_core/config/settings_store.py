@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core.config.concept import Concept
 from dreambooth_core.config.control import FieldSpec, field_specs, number_text, section_specs
+from dreambooth_core.config.renames import settings_format
 from dreambooth_core.config.schema import TrainConfig
-from dreambooth_core.config.serialize import load_json, to_dict
+from dreambooth_core.config.serialize import load_json, to_kept
+from dreambooth_core.job.lock import alone
 from dreambooth_core.job.storage import atomic_write_json
 from dreambooth_core.job.workspace import ModelFolder
 
@@ -28,9 +30,33 @@ class Change:
 
 
 def keep_settings(folder: ModelFolder, config: TrainConfig) -> None:
-    """Keep a model's settings in its folder; raises ModelNotFoundError if there is no model."""
+    """Keep a model's settings in its folder; raises ModelNotFoundError if there is no model.
+
+    Settings that a newer version has kept there stay: NewerVersionError. Of several programs that
+    do so at once, the last one's settings are kept whole.
+    """
+    with alone(folder.lock_path):
+        _write(folder, config)
+
+
+def change_settings(
+    folder: ModelFolder, change: Callable[[TrainConfig | None], TrainConfig]
+) -> TrainConfig:
+    """Put what `change` makes of a model's kept settings in their place, and return it.
+
+    Nobody else changes them meanwhile. Raises what reading, `change` and writing raise.
+    """
+    with alone(folder.lock_path):
+        folder.require()
+        config = change(kept_settings(folder))
+        _write(folder, config)
+    return config
+
+
+def _write(folder: ModelFolder, config: TrainConfig) -> None:
     folder.require()
-    atomic_write_json(folder.settings_path, to_dict(config))
+    settings_format().refuse_newer(folder.settings_path)
+    atomic_write_json(folder.settings_path, to_kept(config))
 
 
 def kept_settings(folder: ModelFolder) -> TrainConfig | None:

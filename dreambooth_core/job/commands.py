@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core.errors import InputError
-from dreambooth_core.job.events import read_lines
+from dreambooth_core.job.full_disk import told_if_full
+from dreambooth_core.job.json_lines import read_lines
 from dreambooth_core.job.storage import append_line
 
 COMMANDS_FILE = "commands.jsonl"
@@ -36,7 +37,8 @@ def send(run_folder: Path, command: Command) -> None:
             f"There is no command {command.name!r}.", remedy=f"Known: {', '.join(COMMANDS)}."
         )
     line = json.dumps({"command": command.name, "arguments": command.arguments}, allow_nan=False)
-    append_line(Path(run_folder) / COMMANDS_FILE, line)
+    with told_if_full(f"The command {command.name}"):
+        append_line(Path(run_folder) / COMMANDS_FILE, line)
 
 
 class CommandReader:
@@ -51,7 +53,8 @@ class CommandReader:
         """Return the new commands, oldest first; names that are not known are left out."""
         lines, self._offset = read_lines(self.path, self._offset)
         return [
-            Command(str(line["command"]), dict(line.get("arguments") or {}))
+            Command(line["command"], line.get("arguments") or {})
             for line in lines
-            if line.get("command") in COMMANDS
+            if line.get("command") in list(COMMANDS)
+            and isinstance(line.get("arguments") or {}, dict)
         ]

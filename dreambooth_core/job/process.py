@@ -5,12 +5,36 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
+import uuid
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 _STILL_ACTIVE = 259
 _QUERY_LIMITED_INFORMATION = 0x1000
+_WINDOWS_KEY = r"SOFTWARE\Microsoft\Cryptography"
+
+
+@cache
+def this_machine() -> str:
+    """Return what tells this machine or container from others that see the same folder.
+
+    Its name comes first, up to a slash. Processes are known by their ids only within one.
+    """
+    return "/".join((socket.gethostname() or "unnamed", _installation(), _process_space()))
+
+
+def machine_name(machine: str) -> str:
+    """Return what people call a machine."""
+    return machine.partition("/")[0]
+
+
+def is_here(machine: str) -> bool:
+    """Whether a process is one of this machine; files of before that was told count as its own."""
+    return machine in ("", this_machine())
 
 
 def start_mark(pid: int) -> str:
@@ -47,6 +71,38 @@ def end_process_tree(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def _installation() -> str:
+    """Return what stays the same on a machine and differs on others, as far as the system tells."""
+    if sys.platform == "win32":
+        return _windows_installation()
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        with suppress(OSError, ValueError):
+            text = Path(path).read_text(encoding="ascii").strip()
+            if text:
+                return text
+    node = uuid.getnode()
+    made_up = node >> 40 & 1  # another number each time
+    return "" if made_up else f"{node:012x}"
+
+
+def _process_space() -> str:
+    """Return the space in which process ids count: each container has its own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _windows_installation() -> str:
+    import winreg
+
+    try:
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, _WINDOWS_KEY) as key:  # type: ignore[attr-defined,unused-ignore]
+            return str(winreg.QueryValueEx(key, "MachineGuid")[0])  # type: ignore[attr-defined,unused-ignore]
+    except OSError:
+        return ""
 
 
 def _signal_reaches(pid: int) -> bool:

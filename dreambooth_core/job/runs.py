@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreambooth_core.config.renames import of_today
 from dreambooth_core.config.schema import (
     JOB_CONFIGS,
     BakeLoraConfig,
@@ -16,11 +16,16 @@ from dreambooth_core.config.schema import (
     JobConfig,
     MergeConfig,
 )
-from dreambooth_core.config.serialize import from_dict, to_dict
-from dreambooth_core.errors import InputError
+from dreambooth_core.config.serialize import from_dict, to_kept
+from dreambooth_core.errors import InputError, UsageError
+from dreambooth_core.job import disk, plain_json
+from dreambooth_core.job.formats import RUN
 from dreambooth_core.job.storage import atomic_write_json
 from dreambooth_core.job.workspace import Workspace
 
+FILE_CONFIGS = (MergeConfig, ExtractLoraConfig, BakeLoraConfig)
+"""What makes a file of other files, without a model."""
+FILE_KINDS = ("merge", "extract-lora", "bake-lora")
 ELSEWHERE = ("models_elsewhere", "checkpoints_elsewhere", "loras_elsewhere")
 
 
@@ -47,9 +52,9 @@ class Run:
         return model_of(self.config)
 
     @property
-    def lock_name(self) -> str:
-        """What no other run may work on meanwhile."""
-        return lock_name_of(self.config)
+    def works_on(self) -> str:
+        """The name of the model that the run works on; "" if it makes a file of other files."""
+        return "" if isinstance(self.config, FILE_CONFIGS) else self.model
 
 
 def job_path(folder: Path) -> Path:
@@ -77,20 +82,14 @@ def model_of(config: JobConfig) -> str:
     return str(getattr(config, "model", "") or getattr(config, "name", ""))
 
 
-def lock_name_of(config: JobConfig) -> str:
-    """Return what is locked for a job: its model, or a file, whose name no model can have."""
-    makes_a_file = isinstance(config, MergeConfig | ExtractLoraConfig | BakeLoraConfig)
-    return f".file {model_of(config)}" if makes_a_file else model_of(config)
-
-
 def create_run_folder(workspace: Workspace, kind: str) -> Path:
     """Make and return a new run's folder, named by the time and the kind of job."""
-    workspace.jobs_dir.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(workspace.jobs_dir)
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{kind}"
     for number in range(1, 1000):
         folder = workspace.jobs_dir / (stem if number == 1 else f"{stem}-{number}")
         try:
-            folder.mkdir()
+            disk.make_folder(folder, new=True)
         except FileExistsError:
             continue
         return folder
@@ -100,27 +99,29 @@ def create_run_folder(workspace: Workspace, kind: str) -> Path:
 def write_run(folder: Path, run: Run) -> None:
     """Write `job.json`; a folder that is below the root as usual is not named in it."""
     folders = {name: getattr(run, name) for name in ELSEWHERE}
-    atomic_write_json(
-        job_path(folder),
-        {
-            "run_id": run.run_id,
-            "kind": run.kind,
-            "root": str(run.root),
-            **{name: str(path) for name, path in folders.items() if path},
-            "config": to_dict(run.config),
-        },
-    )
+    values = {
+        "run_id": run.run_id,
+        "kind": run.kind,
+        "root": str(run.root),
+        **{name: str(path) for name, path in folders.items() if path},
+        "config": to_kept(run.config),
+    }
+    atomic_write_json(job_path(folder), RUN.stamped(values))
 
 
 def read_run(folder: Path) -> Run:
-    """Read `job.json`; raises InputError naming the file, or ConfigError naming a setting."""
+    """Read `job.json`; raises InputError naming the file, or ConfigError naming a setting.
+
+    Of a run that a newer version wrote that is a NewerVersionError.
+    """
     path = job_path(folder)
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values = RUN.read(plain_json.parse(disk.read(path)), path)
         kind, config_class = values["kind"], JOB_CONFIGS[values["kind"]]
-        root, run_id, settings = Path(values["root"]), str(values["run_id"]), values["config"]
+        root, run_id = Path(values["root"]), str(values["run_id"])
+        settings = of_today(values["config"], config_class.__name__, path)
         folders = {name: Path(values[name]) for name in ELSEWHERE if values.get(name)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"The run file {path} cannot be read: {error!r}.") from error
     return Run(run_id, kind, root, from_dict(config_class, settings), **folders)
 
@@ -139,7 +140,45 @@ def last_run(workspace: Workspace, model: str, kind: str) -> Run | None:
     for run_id in reversed(run_ids(workspace)):
         if kind not in run_id:
             continue
-        run = read_run(workspace.run_folder(run_id))
-        if run.kind == kind and run.model == model:
+        run = read_run_of(workspace.run_folder(run_id), model)
+        if run is not None and run.kind == kind:
             return run
     return None
+
+
+def read_run_of(folder: Path, model: str) -> Run | None:
+    """Return a run if it is of a model; raises InputError or ConfigError for an unreadable one.
+
+    Unless even that one tells that it is of another.
+    """
+    try:
+        run = read_run(folder)
+    except UsageError:
+        if told_model(folder) == model:
+            raise
+        return None
+    return run if run.model == model else None
+
+
+def told_model(folder: Path) -> str:
+    """Return the model that an unreadable run names, such as one of a newer version; "" for none.
+
+    All versions name it at the same place.
+    """
+    config = _told(folder).get("config")
+    if not isinstance(config, dict) or told_kind(folder) in FILE_KINDS:
+        return ""
+    return str(config.get("model") or config.get("name") or "")
+
+
+def told_kind(folder: Path) -> str:
+    """Return the kind of job that an unreadable run names."""
+    return str(_told(folder).get("kind") or "")
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    try:
+        values = plain_json.parse(disk.read(job_path(folder)))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}

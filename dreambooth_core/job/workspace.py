@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
-from dreambooth_core.errors import InputError, ModelNotFoundError
+from dreambooth_core.errors import InputError, ModelNotFoundError, UsageError
+from dreambooth_core.job import disk, plain_json
+from dreambooth_core.job.formats import MODEL
+from dreambooth_core.job.lock import alone
 from dreambooth_core.job.storage import atomic_write_json
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 COMPONENTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 MAX_NAME_LENGTH = 100
+JOBS_FOLDER = ".jobs"
+MAX_NAME_BYTES = 200
+"""File systems end at 255; what files are called besides, such as "_12000.safetensors", follows."""
 _FORBIDDEN = re.compile(r'[<>:"/\\|?*\x00-\x1f]')
-_WINDOWS_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_WINDOWS_DEVICES = re.compile(
+    r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3])\s*(\..*)?", re.IGNORECASE
+)
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Controls, marks that turn the direction of writing, halves of characters, line separators."""
+_JOINERS = "\u200c\u200d"
+"""Unseen too, but some scripts and emoji are not written without them."""
 
 
 @dataclass
@@ -54,6 +67,11 @@ class ModelFolder:
     def info_path(self) -> Path:
         """What is remembered of the model; written last, so its presence means "complete"."""
         return self.path / "model.json"
+
+    @property
+    def lock_path(self) -> Path:
+        """The lock of the job that works on the model; it need not exist."""
+        return self.path.parent / JOBS_FOLDER / "locks" / f"{self.name}.lock"
 
     @property
     def layout_path(self) -> Path:
@@ -123,17 +141,26 @@ class ModelFolder:
         """Return what is remembered; raises ModelNotFoundError or InputError naming the file."""
         self.require()
         try:
-            values = json.loads(self.info_path.read_text(encoding="utf-8"))
+            values = MODEL.read(plain_json.parse(disk.read(self.info_path)), self.info_path)
             return ModelInfo(**values)
-        except (ValueError, TypeError, OSError) as error:
+        except (ValueError, TypeError, AttributeError, OSError) as error:
             raise InputError(
                 f"{self.info_path} cannot be read: {error}.",
-                remedy="It may be damaged or from a newer version. Create the model again.",
+                remedy="It is damaged. Restore it, or create the model again.",
             ) from error
 
     def write_info(self, info: ModelInfo) -> None:
         """Write `model.json` in one step."""
-        atomic_write_json(self.info_path, dataclasses.asdict(info))
+        atomic_write_json(self.info_path, MODEL.stamped(dataclasses.asdict(info)))
+
+    def change_info(self, change: Callable[[ModelInfo], object]) -> None:
+        """Let `change` alter what is remembered; nobody else changes it meanwhile."""
+        with alone(self.lock_path):
+            info = self.read_info()
+            before = dataclasses.asdict(info)
+            change(info)
+            if dataclasses.asdict(info) != before:
+                self.write_info(info)
 
 
 @dataclass(frozen=True)
@@ -173,7 +200,7 @@ class Workspace:
     @property
     def jobs_dir(self) -> Path:
         """The folder of runs."""
-        return self.models_dir / ".jobs"
+        return self.models_dir / JOBS_FOLDER
 
     @property
     def presets_dir(self) -> Path:
@@ -201,11 +228,18 @@ class Workspace:
         return ModelFolder(self.models_dir / name)
 
     def models(self) -> list[ModelInfo]:
-        """Return all complete models by name."""
-        return [
-            ModelFolder(self.models_dir / name).read_info()
-            for name in _model_names(self.models_dir)
-        ]
+        """Return all complete models by name, but for those that cannot be read."""
+        return self.models_and_problems()[0]
+
+    def models_and_problems(self) -> tuple[list[ModelInfo], dict[str, UsageError]]:
+        """Return the complete models by name, and why the others cannot be read, by their names."""
+        found, problems = [], {}
+        for name in _model_names(self.models_dir):
+            try:
+                found.append(ModelFolder(self.models_dir / name).read_info())
+            except UsageError as error:
+                problems[name] = error
+        return found, problems
 
     def model_names(self) -> list[str]:
         """Return the names of all complete models, sorted; nothing of them is read."""
@@ -282,21 +316,7 @@ class Workspace:
 
 def check_name(name: str, what: str = "model") -> None:
     """Raise InputError unless `name` can be a folder's name on Linux and on Windows."""
-    reason = ""
-    if not name.strip():
-        reason = "is empty"
-    elif _FORBIDDEN.search(name):
-        reason = (
-            r'holds a slash or another character that folder names cannot have (< > : " / \ | ? *)'
-        )
-    elif name != name.strip() or name.endswith(".") or name.startswith("."):
-        reason = "begins or ends with a dot or a space"
-    elif name.startswith("{"):
-        reason = "begins with a brace, which the WebUI would take for JSON in a file's metadata"
-    elif _WINDOWS_DEVICES.fullmatch(name):
-        reason = "is a name that Windows keeps for a device"
-    elif len(name) > MAX_NAME_LENGTH:
-        reason = f"is longer than {MAX_NAME_LENGTH} characters"
+    reason = _why_no_name(name)
     if reason:
         shown = name if len(name) <= MAX_NAME_LENGTH else name[:20] + "..."
         raise InputError(
@@ -304,6 +324,27 @@ def check_name(name: str, what: str = "model") -> None:
             remedy="Use letters, digits, spaces, dots, dashes and underscores.",
             field="name",
         )
+
+
+def _why_no_name(name: str) -> str:
+    if not name.strip():
+        return "is empty"
+    if _FORBIDDEN.search(name):
+        letters = r'< > : " / \ | ? *'
+        return f"holds a slash or another character that folder names cannot have ({letters})"
+    if name != name.strip() or name.endswith(".") or name.startswith("."):
+        return "begins or ends with a dot or a space"
+    if name.startswith("{"):
+        return "begins with a brace, which the WebUI would take for JSON in a file's metadata"
+    if _WINDOWS_DEVICES.fullmatch(name):
+        return "is a name that Windows keeps for a device"
+    if any(category(letter) in _UNSEEN and letter not in _JOINERS for letter in name):
+        return "holds a character that cannot be seen, such as one that turns the direction"
+    if len(name) > MAX_NAME_LENGTH:
+        return f"is longer than {MAX_NAME_LENGTH} characters"
+    if len(name.encode("utf-8")) > MAX_NAME_BYTES:
+        return f"is longer than {MAX_NAME_BYTES} bytes, as its characters take several each"
+    return ""
 
 
 def _model_names(models_dir: Path) -> list[str]:
