@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from dreambooth_core.api.answers import Refused
+from dreambooth_core.job import disk
 from dreambooth_core.job.workspace import Workspace
 
 KEY_NAME = "api_key"
@@ -99,7 +100,7 @@ def refuse_other_sites(headers: Mapping[str, str], is_allowed: Callable[[str], b
 
 def _key_in_file(workspace: Workspace) -> str:
     try:
-        text = (workspace.models_dir / KEY_FILE).read_text(encoding="utf-8")
+        text = disk.read(workspace.models_dir / KEY_FILE).decode("utf-8")
     except FileNotFoundError:
         return ""
     return text.strip()

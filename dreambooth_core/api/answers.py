@@ -13,6 +13,7 @@ from dreambooth_core.errors import (
     BusyError,
     ConfigError,
     DreamboothError,
+    FullDiskError,
     ModelExistsError,
     ModelNotFoundError,
     UsageError,
@@ -24,6 +25,7 @@ STATUS_OF_ERROR: tuple[tuple[type[DreamboothError], int], ...] = (
     (BusyError, 409),
     (ModelExistsError, 409),
     (ModelNotFoundError, 404),
+    (FullDiskError, 507),
     (UsageError, 422),
     (DreamboothError, 503),
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
+import anyio
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -15,6 +16,7 @@ from starlette.requests import Request
 
 from dreambooth_core.api.answers import Refused, unprocessable
 from dreambooth_core.config.control import number_text
+from dreambooth_core.job import plain_json
 
 MIB = 1024 * 1024
 JSON_LIMIT = 2 * MIB
@@ -22,6 +24,7 @@ FORM_LIMIT = 2 * MIB
 UPLOAD_LIMIT = 256 * MIB
 UPLOAD_JSON_LIMIT = 64 * MIB
 MOST_DIGITS = 30
+IDLE_SECONDS = 60.0
 
 JSON, FORM, MULTIPART = (
     "application/json",
@@ -86,12 +89,22 @@ async def read_body(request: Request, kind: BodyKind) -> Body:
 
 
 async def limited(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Yield the body as it arrives; raises Refused with 413 as soon as it is known to be larger."""
+    """Yield the body as it arrives; raises Refused with 413 as soon as it is known to be larger.
+
+    And with 408 when nothing more of it comes: whoever waits holds no thread, but some memory.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise _too_large(limit)
-    total = 0
-    async for chunk in request.stream():
+    total, stream = 0, request.stream()
+    while True:
+        try:
+            with anyio.fail_after(IDLE_SECONDS):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise _stalled() from error
         total += len(chunk)
         if total > limit:
             raise _too_large(limit)
@@ -102,7 +115,13 @@ def parse_json(data: bytes) -> Any:
     """Return the JSON value; raises Refused with 400 if it is none, or no text could hold it."""
     try:
         text = data.decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_no_number, parse_int=_whole)
+        value = json.loads(
+            text,
+            parse_constant=_no_number,
+            parse_int=_whole,
+            object_pairs_hook=plain_json.without_repeats,
+        )
+        plain_json.refuse_depth(value)
         if "\\u" in text:
             # A lone half of a surrogate pair is a str in Python, but no text.
             json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -151,6 +170,15 @@ def _too_large(limit: int) -> Refused:
         f"The body is larger than {number_text(limit // MIB)} MiB.",
         remedy="Send it in parts." if limit > JSON_LIMIT else "Send only settings.",
         # The rest of the body is still on its way: there is no next request on this connection.
+        headers={"Connection": "close"},
+    )
+
+
+def _stalled() -> Refused:
+    return Refused(
+        408,
+        f"Nothing of the body has come for {IDLE_SECONDS:g} seconds.",
+        remedy="Send it again.",
         headers={"Connection": "close"},
     )
 

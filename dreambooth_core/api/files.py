@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from dreambooth_core.api.answers import not_found, ok
 from dreambooth_core.api.edge import Call, Endpoint
 from dreambooth_core.config.pictures import picture_files
 from dreambooth_core.errors import InputError
+from dreambooth_core.job import disk
 from dreambooth_core.job.workspace import ModelFolder, check_name
 
 MEDIA_TYPES = {
@@ -104,7 +106,7 @@ def caption_of(picture: Path) -> str:
     """Return what stands in the text file beside a picture; "" if there is none."""
     path = picture.with_suffix(".txt")
     try:
-        with path.open("rb") as file:
+        with disk.open_read(path) as file:
             return file.read(CAPTION_BYTES).decode("utf-8", "replace").strip()
     except OSError:
         return ""
@@ -159,7 +161,12 @@ def _picture(folder: Path, relative: str) -> Response:
 def _described(call: Call, folder: Path, address: str) -> list[dict[str, Any]]:
     found = []
     for path in pictures_in(folder):
-        facts, relative = path.stat(), path.relative_to(folder).as_posix()
+        try:
+            facts, relative = path.stat(), path.relative_to(folder).as_posix()
+        except FileNotFoundError:  # gone since it was listed
+            continue
+        if not stat.S_ISREG(facts.st_mode):
+            continue
         found.append(
             {
                 "path": relative,

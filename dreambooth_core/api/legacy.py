@@ -26,7 +26,12 @@ from dreambooth_core.api.files import (
 )
 from dreambooth_core.api.legacy_names import concept_out, concepts_in, put_settings, settings_out
 from dreambooth_core.api.models import delete_model
-from dreambooth_core.api.settings import read_settings, settings_from, write_settings
+from dreambooth_core.api.settings import (
+    edit_settings,
+    read_settings,
+    settings_from,
+    write_settings,
+)
 from dreambooth_core.api.uploads import (
     Upload,
     decoded,
@@ -66,7 +71,7 @@ def set_model_params(call: Call) -> Response:
     if not isinstance(params, dict):
         raise unprocessable("params is not a JSON object.", 'Send {"name": value}.', "params")
     model = named_model(call)
-    return _put(call, model, to_dict(read_settings(call.workspace, model.name)), params)
+    return _put(call, model, None, params)
 
 
 def get_concepts(call: Call) -> Response:
@@ -205,13 +210,18 @@ def _given_concept(call: Call) -> dict[str, Any]:
 
 def _add_concept(call: Call, model: ModelFolder, given: dict[str, Any]) -> list[dict[str, Any]]:
     (concept,), _ = concepts_in([given])
-    concepts = to_dict(read_settings(call.workspace, model.name))["concepts"]
-    folders = [_folder(old) for old in concepts]
-    if _folder(concept) in folders:
-        concepts[folders.index(_folder(concept))] = concept
-    else:
-        concepts.append(concept)
-    return _write_concepts(call, model, concepts)
+
+    def add(data: dict[str, Any]) -> dict[str, Any]:
+        concepts = data["concepts"]
+        folders = [_folder(old) for old in concepts]
+        if _folder(concept) in folders:
+            concepts[folders.index(_folder(concept))] = concept
+        else:
+            concepts.append(concept)
+        return data
+
+    edit_settings(call.workspace, model.name, add)
+    return _concepts(call, model)
 
 
 def _folder(concept: dict[str, Any]) -> Path:
@@ -221,8 +231,7 @@ def _folder(concept: dict[str, Any]) -> Path:
 def _write_concepts(
     call: Call, model: ModelFolder, concepts: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    data = to_dict(read_settings(call.workspace, model.name))
-    write_settings(call.workspace, settings_from(model.name, {**data, "concepts": concepts}))
+    edit_settings(call.workspace, model.name, lambda data: {**data, "concepts": concepts})
     return _concepts(call, model)
 
 
@@ -231,9 +240,21 @@ def _concepts(call: Call, model: ModelFolder) -> list[dict[str, Any]]:
     return [concept_out(concept) for concept in data["concepts"]]
 
 
-def _put(call: Call, model: ModelFolder, data: dict[str, Any], given: dict[str, Any]) -> Response:
-    unused = put_settings(data, given)
-    write_settings(call.workspace, settings_from(model.name, data))
+def _put(
+    call: Call, model: ModelFolder, base: dict[str, Any] | None, given: dict[str, Any]
+) -> Response:
+    """Keep `base`, or the settings that the model has, with those that are given put in."""
+    unused: list[str] = []
+
+    def put(kept: dict[str, Any]) -> dict[str, Any]:
+        data = kept if base is None else base
+        unused.extend(put_settings(data, given))
+        return data
+
+    if base is None:
+        edit_settings(call.workspace, model.name, put)
+    else:
+        write_settings(call.workspace, settings_from(model.name, put(base)))
     return _settings(call, model, unused)
 
 

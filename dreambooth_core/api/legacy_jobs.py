@@ -16,6 +16,7 @@ from dreambooth_core.api.legacy import named_model
 from dreambooth_core.api.models import checkpoint_response, saved_files
 from dreambooth_core.api.settings import read_settings
 from dreambooth_core.config.schema import MAX_SEED, CreateConfig, SampleConfig, SaveConfig
+from dreambooth_core.job import disk
 from dreambooth_core.job.commands import Command
 from dreambooth_core.job.events import (
     CheckpointSaved,
@@ -185,7 +186,7 @@ def _prompts(call: Call) -> list[str]:
     path = Path(file).expanduser()
     if path.suffix.lower() != ".txt" or not path.is_file():
         raise unprocessable(f"There is no text file {file!r}.", field="sample_prompt_file")
-    with path.open("rb") as opened:
+    with disk.open_read(path) as opened:
         text = opened.read(PROMPT_FILE_BYTES).decode("utf-8", "replace")
     return [line.strip() for line in text.splitlines() if line.strip()]
 

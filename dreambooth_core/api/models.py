@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +15,16 @@ from dreambooth_core.api.answers import Refused, not_found, ok, unprocessable
 from dreambooth_core.api.bodies import JSON_BODY
 from dreambooth_core.api.edge import Call, Endpoint
 from dreambooth_core.api.files import NO_SNIFFING, address_in, existing_model, is_inside
-from dreambooth_core.api.settings import merged, read_settings, settings_from, write_settings
+from dreambooth_core.api.settings import (
+    edit_settings,
+    merged,
+    read_settings,
+    settings_from,
+    write_settings,
+)
 from dreambooth_core.config.serialize import to_dict
-from dreambooth_core.job import lock
-from dreambooth_core.job.launcher import model_lock_path
-from dreambooth_core.job.process import start_mark
-from dreambooth_core.job.storage import replace
+from dreambooth_core.job import disk, lock
+from dreambooth_core.job.claims import ours
 from dreambooth_core.job.workspace import ModelFolder, ModelInfo, Workspace
 
 PEER_FILE = "db_config.json"
@@ -30,10 +32,14 @@ PEER_FILE = "db_config.json"
 
 def list_models(call: Call) -> Response:
     """List the models' names after an empty one, or with `details` all that is known of them."""
-    models = call.workspace.models()
     if not call.flag("details", False):
-        return ok(["", *(info.name for info in models)])
-    return ok({"models": [dataclasses.asdict(info) for info in models]})
+        return ok(["", *call.workspace.model_names()])
+    models, problems = call.workspace.models_and_problems()
+    unreadable = [
+        {"name": name, "message": error.message, "remedy": error.remedy}
+        for name, error in problems.items()
+    ]
+    return ok({"models": [dataclasses.asdict(info) for info in models], "unreadable": unreadable})
 
 
 def show_model(call: Call) -> Response:
@@ -58,14 +64,20 @@ def show_settings(call: Call) -> Response:
 def replace_settings(call: Call) -> Response:
     """Replace a model's training settings; what is not given gets its default."""
     model = existing_model(call, call.path["model"])
-    return _write(call, model, call.body.object())
+    given = call.body.object()
+    _refuse_another(model, given)
+    config = settings_from(model.name, given)
+    write_settings(call.workspace, config)
+    return ok(to_dict(config))
 
 
 def change_settings(call: Call) -> Response:
     """Change some of a model's training settings; the others stay."""
     model = existing_model(call, call.path["model"])
-    old = to_dict(read_settings(call.workspace, model.name))
-    return _write(call, model, merged(old, call.body.object()))
+    given = call.body.object()
+    _refuse_another(model, given)
+    config = edit_settings(call.workspace, model.name, lambda old: merged(old, given))
+    return ok(to_dict(config))
 
 
 def list_concepts(call: Call) -> Response:
@@ -81,9 +93,8 @@ def replace_concepts(call: Call) -> Response:
     if not isinstance(body.get("concepts"), list):
         raise unprocessable("concepts is not a list.", 'Send {"concepts": [...]}.', "concepts")
     model = existing_model(call, call.text("model"))
-    data = to_dict(read_settings(call.workspace, model.name))
-    config = settings_from(model.name, {**data, "concepts": body["concepts"]})
-    write_settings(call.workspace, config)
+    concepts = {"concepts": body["concepts"]}
+    config = edit_settings(call.workspace, model.name, lambda old: {**old, **concepts})
     return ok({"concepts": to_dict(config)["concepts"]})
 
 
@@ -138,36 +149,33 @@ def delete_model(call: Call, model: ModelFolder, with_checkpoints: bool) -> list
         files = saved_files(call.workspace, model.read_info()) if with_checkpoints else []
         # In one step it is gone for everybody; what takes long comes afterwards.
         gone = model.path.with_name(f".deleted-{time.time_ns()}")
-        replace(model.path, gone)
+        with lock.alone(model.lock_path):  # nobody writes its settings meanwhile
+            disk.rename(model.path, gone)
         for path in files:
-            path.unlink()
-            path.with_suffix(".yaml").unlink(missing_ok=True)
-        shutil.rmtree(gone)
+            disk.remove(path)
+            disk.remove(path.with_suffix(".yaml"))
+        disk.remove_folder(gone)
     return files
 
 
 @contextmanager
 def _locked(workspace: Workspace, model: ModelFolder) -> Iterator[None]:
     """Hold a model so that no job begins to use it; raises BusyError if one does already."""
-    path, run_id = model_lock_path(workspace, model.name), f"deleting-{time.time_ns()}"
-    holder = lock.Holder(os.getpid(), start_mark(os.getpid()), run_id, "delete")
-    lock.acquire(path, holder, model.name)
+    path, run_id = workspace.model(model.name).lock_path, f"{lock.DELETING}{time.time_ns()}"
+    lock.acquire(path, ours(run_id, "delete"), model.name)
     try:
         yield
     finally:
         lock.release(path, run_id)
 
 
-def _write(call: Call, model: ModelFolder, data: dict[str, Any]) -> Response:
+def _refuse_another(model: ModelFolder, data: dict[str, Any]) -> None:
     if data.get("model", model.name) != model.name:
         raise unprocessable(
             f"model is {data['model']!r}, but the address names {model.name!r}.",
             "Leave it out.",
             "model",
         )
-    config = settings_from(model.name, data)
-    write_settings(call.workspace, config)
-    return ok(to_dict(config))
 
 
 def _saved(call: Call, info: ModelInfo) -> list[dict[str, Any]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core.api.answers import Refused, not_found
 from dreambooth_core.errors import InputError
+from dreambooth_core.job import disk, plain_json
 from dreambooth_core.job.events import (
     FINAL_EVENTS,
     Event,
@@ -69,7 +69,7 @@ def summary_of(job: Job) -> dict[str, Any]:
 def run_settings(folder: Path) -> dict[str, Any]:
     """Return what is written in a run's `job.json`, as it is; {} if that cannot be read."""
     try:
-        values = json.loads(job_path(folder).read_text(encoding="utf-8"))
+        values = plain_json.parse(disk.read(job_path(folder)))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -115,7 +115,7 @@ def last_log_lines(folder: Path, count: int) -> list[str]:
 
 
 def _read(path: Path, start: int, count: int) -> bytes:
-    with path.open("rb") as file:
+    with disk.open_read(path) as file:
         file.seek(start)
         return file.read(count)
 
@@ -124,7 +124,7 @@ def _objects(data: bytes) -> list[dict[str, Any]]:
     found = []
     for line in data.splitlines():
         try:
-            value = json.loads(line.decode("utf-8"))
+            value = plain_json.parse(line)
         except ValueError:
             continue
         if isinstance(value, dict):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,8 @@ from dreambooth_core.api.bodies import UPLOAD_BODY
 from dreambooth_core.api.edge import Call, Endpoint
 from dreambooth_core.api.files import CAPTION_BYTES, caption_of, is_inside, pictures_in
 from dreambooth_core.config.pictures import IMAGE_SUFFIXES
-from dreambooth_core.job.storage import atomic_file, atomic_write_bytes
+from dreambooth_core.job import disk
+from dreambooth_core.job.storage import atomic_copy, atomic_write_bytes
 from dreambooth_core.job.workspace import Workspace, check_name
 
 MOST_PARTS = 3
@@ -222,7 +222,7 @@ def _check_place(path: Path, data: IO[bytes], overwrite: bool) -> None:
         raise unprocessable(f"{path.name!r} is a link.", "Choose another name.", "name")
     if overwrite or not path.exists():
         return
-    same = path.is_file() and path.read_bytes() == data.read()
+    same = path.is_file() and disk.read(path) == data.read()
     data.seek(0)
     if not same:
         raise Refused(
@@ -251,8 +251,7 @@ def _write(folder: Path, item: Upload) -> list[str]:
         path = _text_path(folder, item.name)
         atomic_write_bytes(path, _caption_bytes(item.name, item.caption))
         names.append(path.name)
-    with atomic_file(folder / item.name) as temporary, temporary.open("wb") as file:
-        shutil.copyfileobj(item.data, file)
+    atomic_copy(folder / item.name, item.data)
     return names
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
 METADATA_KEY = "control"
@@ -107,10 +109,16 @@ def number_text(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"
 
 
+@cache
+def hints_of(cls: type) -> Mapping[str, Any]:
+    """Return the types of a class's fields; worked out once, as that takes a millisecond."""
+    return MappingProxyType(get_type_hints(cls))
+
+
 def field_specs(cls: type) -> list[FieldSpec]:
     """Return every setting of a configuration class in order, those of its sections included."""
     specs: list[FieldSpec] = []
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     for field in dataclasses.fields(cls):
         described: Control = field.metadata[METADATA_KEY]
         if described.kind == "section":
@@ -124,7 +132,7 @@ def field_specs(cls: type) -> list[FieldSpec]:
 
 def section_specs(cls: type) -> list[SectionSpec]:
     """Return the groups of a configuration class in order."""
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     return [
         SectionSpec(field.name, hints[field.name], field.metadata[METADATA_KEY])
         for field in dataclasses.fields(cls)

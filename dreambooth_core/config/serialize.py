@@ -5,19 +5,29 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
 
-from dreambooth_core.config.control import METADATA_KEY, field_specs
+from dreambooth_core.config.control import METADATA_KEY, field_specs, hints_of
+from dreambooth_core.config.renames import of_today, with_version
+from dreambooth_core.config.text_files import read_at_most
 from dreambooth_core.errors import ConfigError, InputError, Problem
+from dreambooth_core.job import plain_json
 from dreambooth_core.job.checkpoint_files import is_diffusers_model
+from dreambooth_core.job.formats import KEY
 
 C = TypeVar("C")
 
+MOST_BYTES = 4_000_000
+"""A settings file with some hundred concepts has a few hundred thousand."""
+MOST_SHOWN = 200
+
 TRUE_WORDS = ("true", "yes", "on", "1")
 FALSE_WORDS = ("false", "no", "off", "0")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -25,9 +35,20 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def to_kept(config: Any) -> dict[str, Any]:
+    """Return a configuration as files keep it: plain JSON values that say their version."""
+    return with_version(to_dict(config))
+
+
 def from_dict(cls: type[C], data: Mapping[str, Any]) -> C:
-    """Return a configuration; raises ConfigError naming every unknown, mistyped or missing one."""
+    """Return a configuration; raises ConfigError naming every unknown, mistyped or missing one.
+
+    Settings that say an older version are those of today then; without a version they are it
+    already. Raises NewerVersionError for a newer one.
+    """
     problems: list[Problem] = []
+    if isinstance(data, Mapping) and KEY in data:
+        data = of_today(data, cls.__name__, "that are given")
     config = _build(cls, data, "", problems)
     if problems:
         raise ConfigError(problems)
@@ -36,18 +57,22 @@ def from_dict(cls: type[C], data: Mapping[str, Any]) -> C:
 
 def load_json(path: Path, cls: type[C]) -> C:
     """Return the configuration in a JSON file; raises InputError or ConfigError."""
-    return from_dict(cls, read_json_object(path))
+    return from_dict(cls, read_kept(path, cls))
+
+
+def read_kept(path: Path, cls: type) -> dict[str, Any]:
+    """Return the settings in a file, as today's version has them; raises InputError or ConfigError.
+
+    Those without a version were written before there were any.
+    """
+    return of_today(read_json_object(path), cls.__name__, path)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a settings file; raises InputError naming the file and place."""
+    data = read_at_most(path, MOST_BYTES, "settings file")
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"The settings file {path} cannot be read: {reason}.", remedy="Check the path."
-        ) from error
+        value = plain_json.parse(data)
     except ValueError as error:
         raise InputError(
             f"The settings file {path} is not JSON: {error}.", remedy="Correct it there."
@@ -89,10 +114,10 @@ def type_of(cls: type, path: str) -> Any:
     """Return the type of the setting at a dotted path; raises ConfigError if there is none."""
     current: Any = cls
     for position, part in enumerate(path.split(".")):
-        if get_origin(current) is list and part.isdigit():
+        if get_origin(current) is list and part.isdecimal():
             current = get_args(current)[0]
             continue
-        hints = get_type_hints(current) if dataclasses.is_dataclass(current) else {}
+        hints = hints_of(current) if dataclasses.is_dataclass(current) else {}  # type: ignore[arg-type]
         if part not in hints:
             here = ".".join(path.split(".")[:position])
             raise ConfigError([_unknown(cls, current, here, part)])
@@ -153,7 +178,7 @@ def _build(cls: type, data: Any, path: str, problems: list[Problem]) -> Any:
     if not isinstance(data, Mapping):
         problems.append(_mistyped(path, cls, data))
         return None
-    hints = get_type_hints(cls)
+    hints = hints_of(cls)
     before = len(problems)
     values = {}
     for name, value in data.items():
@@ -190,14 +215,21 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_float(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # False for NaN too; a whole number may be larger
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a text that a file can hold: no NUL, and no half of a surrogate pair."""
+    return isinstance(value, str) and not _NO_TEXT.search(value)
 
 
 _SCALARS: dict[type, Callable[[Any], bool]] = {
     bool: lambda value: isinstance(value, bool),
     int: _is_int,
     float: _is_float,
-    str: lambda value: isinstance(value, str),
+    str: _is_text,
 }
 
 _TYPE_WORDS: dict[Any, str] = {
@@ -214,11 +246,18 @@ def _mistyped(path: str, wanted: Any, value: Any) -> Problem:
         words = "a list"
     else:
         words = _TYPE_WORDS.get(wanted, "a group of settings")
-    return Problem(path, f"is {json.dumps(value, default=str)}, which is not {words}.")
+    shown = json.dumps(value, default=str)
+    if len(shown) > MOST_SHOWN:
+        shown = shown[:MOST_SHOWN] + "..."
+    if wanted is str and isinstance(value, str):
+        return Problem(path, f"is {shown}: no text holds such a character.", "Take it out.")
+    verb = "is" if path else "The settings are"
+    return Problem(path, f"{verb} {shown}, which is not {words}.")
 
 
 def _unknown(root: type, cls: Any, path: str, name: str) -> Problem:
-    siblings = list(get_type_hints(cls)) if dataclasses.is_dataclass(cls) else []
+    name = name if len(name) <= MOST_SHOWN else name[:MOST_SHOWN] + "..."
+    siblings = list(hints_of(cls)) if dataclasses.is_dataclass(cls) else []  # type: ignore[arg-type]
     close = _closest(name, (_join(path, sibling) for sibling in siblings))
     if not close:
         close = _closest(name, (spec.path for spec in field_specs(root)))
@@ -244,4 +283,4 @@ def _step_into(place: Any, part: str, following: str, path: str) -> Any:
         if index == len(place):
             place.append({})
         return place[index]
-    return place.setdefault(part, [] if following.isdigit() else {})
+    return place.setdefault(part, [] if following.isdecimal() else {})

@@ -140,7 +140,10 @@ def _check_picture_folder(path: str, value: str) -> Problem | None:
 
 
 def _check_pictures(path: str, folder: Path) -> Problem | None:
-    files = picture_files(folder)
+    try:
+        files = picture_files(folder)
+    except InputError as error:
+        return Problem(path, error.message, error.remedy)
     if not files and not path.endswith("class_folder"):
         return Problem(path, f"the folder {folder} holds no pictures.", "Put .png or .jpg in it.")
     unreadable = next((file for file in files if not os.access(file, os.R_OK)), None)

@@ -11,25 +11,22 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from dreambooth_core.config.pictures import IMAGE_SUFFIXES, mask_file, picture_files
+from dreambooth_core.config.pictures import (
+    DECODER_ERRORS,
+    IMAGE_FORMATS,
+    IMAGE_SUFFIXES,
+    MOST_PIXELS,
+    mask_file,
+    picture_files,
+    why_not_opened,
+)
 from dreambooth_core.config.sections.images import ALPHA, MASK_FILES
 from dreambooth_core.errors import InputError
 
-# Only decoders of these formats see a file, whatever its name: the others are attack surface.
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-DECODER_ERRORS = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    ZeroDivisionError,
-    OverflowError,
-    struct.error,
-    Image.DecompressionBombError,
-)
+TOO_LARGE = (Image.DecompressionBombError, MemoryError)
+HASHED_BYTES = 2**20
+STILL_FORMATS = ("MPO", "TIFF")
+"""Formats whose further pictures are no animation, but another view or page."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_CHECKSUM_BYTES = 4
 SIDEWAYS_ORIENTATIONS = frozenset({5, 6, 7, 8})
@@ -42,7 +39,7 @@ def list_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.", remedy="Check the path.")
-    images = [path for path in picture_files(folder) if path.is_file()]
+    images = [path for path in picture_files(folder) if _is_file(path)]
     if not images:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise InputError(f"There are no pictures in {folder}.", remedy=f"Known are {suffixes}.")
@@ -59,8 +56,13 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def file_hash(path: Path) -> str:
     """Return the SHA-256 of the file's bytes in hex."""
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        _refuse_unusual(path)
+        with Path(path).open("rb") as file:
+            while chunk := file.read(HASHED_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
     except OSError as error:
         raise InputError(f"The picture {path} cannot be read: {error}.") from error
 
@@ -68,6 +70,16 @@ def file_hash(path: Path) -> str:
 def has_alpha(image: Image.Image) -> bool:
     """Return whether an opened picture says how opaque its pixels are."""
     return image.getbands()[-1] in "Aa" or "transparency" in image.info
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Return whether an opened picture moves; it is trained on as its first frame."""
+    if image.format in STILL_FORMATS:
+        return False
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except DECODER_ERRORS:
+        return True  # there is a second frame, which is damaged
 
 
 def has_mask(picture: Path, source: str) -> bool:
@@ -86,16 +98,35 @@ def opened(path: Path) -> Iterator[Image.Image]:
     Image.init()
     formats = [name for name in IMAGE_FORMATS if name in Image.OPEN]
     try:
+        _refuse_unusual(path)
         with Image.open(path, formats=formats) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise Image.DecompressionBombError(f"it has {image.width}x{image.height} pixels")
             yield image
-    except Image.DecompressionBombError as error:
+    except TOO_LARGE as error:
+        reason = str(error) or "memory ran out"
         raise InputError(
-            f"The picture {path} is too large to open safely: {error}.", remedy="Scale it down."
+            f"The picture {path} is too large to open safely: {reason}.", remedy="Scale it down."
         ) from error
     except DECODER_ERRORS as error:
         raise InputError(
             f"The picture {path} cannot be read: {error}.", remedy="Replace or remove the file."
         ) from error
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a name that was listed is a file's; one that may not be looked at counts as one."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True  # who opens it is told why
+
+
+def _refuse_unusual(path: Path) -> None:
+    """Raise OSError for what is no file, such as a pipe, which would be waited for for ever."""
+    reason = why_not_opened(Path(path))
+    if reason:
+        raise OSError(reason)
 
 
 def _exif(image: Image.Image, path: Path) -> Image.Exif:

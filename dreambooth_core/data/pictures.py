@@ -9,6 +9,9 @@ from PIL import Image, ImageOps
 
 from dreambooth_core.data.picture_files import has_alpha, opened
 
+_EIGHT_OF_SIXTEEN_BITS = (numpy.arange(65536) / 257.0).round().astype(numpy.uint8)
+"""A table, as a large picture in floating point would take up gigabytes."""
+
 
 def open_image(path: Path) -> Image.Image:
     """Return the picture upright, as 8-bit RGB, transparency over white.
@@ -71,5 +74,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """Return 16-bit gray scaled to 8 bits: Pillow's own conversion clips at 255 instead."""
-    gray = numpy.asarray(image).astype(numpy.float64) / 257.0
-    return Image.fromarray(gray.round().clip(0, 255).astype(numpy.uint8))
+    return Image.fromarray(_EIGHT_OF_SIXTEEN_BITS[numpy.asarray(image).clip(0, 65535)])

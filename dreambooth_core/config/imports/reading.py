@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core.errors import InputError
+from dreambooth_core.job.plain_json import refuse_halves
 
 MAX_BYTES = 4_000_000
 MOST_DIGITS = 300
@@ -61,6 +62,7 @@ def parse_json(text: str, name: str) -> Any:
     """Return what a JSON text says; raises InputError naming the place where it is none."""
     try:
         value = json.loads(text, parse_constant=_no_number, parse_int=_whole, parse_float=_finite)
+        refuse_halves(value)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is not JSON: {error}.", remedy="Correct it there.") from error
     return _shallow(value, name)

@@ -18,6 +18,10 @@ LEAST_FACTOR = 0.01
 MOST_RATE = 0.1
 """From this on a learning rate is meant as a factor; as one it would destroy any model."""
 
+LEAST_CAME_BETA1 = 0.5
+"""At a rate of 0.001 three steps of noise move a weight by 0.5 with this, by 36 with 0.01 and by
+3e7 with 0."""
+
 HOLDING_SCHEDULES = ("constant", "constant_with_warmup")
 
 
@@ -33,6 +37,15 @@ def check_optimizer(config: TrainConfig) -> list[Problem]:
                 "optimizer.name",
                 f"is {name}, which needs an NVIDIA GPU, but precision.device is cpu.",
                 f"Choose {name.removeprefix('paged_').removesuffix('_8bit')}.",
+            )
+        )
+    if name == "came" and config.optimizer.beta1 < LEAST_CAME_BETA1:
+        problems.append(
+            Problem(
+                "optimizer.beta1",
+                f"is {config.optimizer.beta1:g}, but came divides by how far steps are from their"
+                " mean, which is next to nothing then: the weights would blow up.",
+                f"Set it to 0.9, or at least to {LEAST_CAME_BETA1:g}.",
             )
         )
     if name in SCHEDULE_FREE_OPTIMIZERS:
