@@ -7,6 +7,7 @@ nothing to do is instant, and a set-up that was interrupted is repaired by the n
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -16,7 +17,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,7 +153,8 @@ def choose_torch(
         return f"index {index_url} {pin}"
     if remembered == "own":
         return remembered
-    if remembered.endswith(pin) and _folder_is_there(remembered):
+    folder = base_folder(remembered)
+    if remembered.endswith(pin) and (folder is None or (folder / "torch").is_dir()):
         return remembered
     found = base()
     return f"base {found.version} {found.folder} {pin}" if found else f"pin {pin}"
@@ -162,17 +166,13 @@ def base_folder(choice: str) -> Path | None:
     return Path(rest.partition(" ")[2].rpartition(" ")[0]) if kind == "base" else None
 
 
-def _folder_is_there(choice: str) -> bool:
-    folder = base_folder(choice)
-    return folder is None or (folder / "torch").is_dir()
-
-
 def set_up(groups: Sequence[str], venv: Path = VENV) -> Path:
     """Make what is missing of .venv and return its interpreter; does nothing if all is there."""
     state = State.read(venv / "dreambooth.json")
     python = venv_python(venv)
     made_for = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    if state.begun == "venv" or (state.done and not _is_usable(state, python, made_for)):
+    usable = python.exists() and state.done.get("venv") == made_for
+    if state.begun == "venv" or (state.done and not usable):
         say(f"Removing {venv}, which is unfinished or made for another Python.")
         shutil.rmtree(venv)
         state = State(state.path)
@@ -195,10 +195,6 @@ def set_up(groups: Sequence[str], venv: Path = VENV) -> Path:
         if group == "trainer":
             _install_torch(torch, python, state)
     return python
-
-
-def _is_usable(state: State, python: Path, made_for: str) -> bool:
-    return python.exists() and state.done.get("venv") == made_for
 
 
 def _make_venv(venv: Path, state: State, made_for: str) -> None:
@@ -365,7 +361,33 @@ def set_up_and_run(verb: str, rest: Sequence[str]) -> int:
         say("This Python is newer than those tried, 3.10 to 3.13; going on with it.")
     if verb == "bench":
         _benchmark(rest)  # a wrong name is told before anything is installed
-    return run(set_up(groups_for(verb)), verb, rest)
+    with alone(VENV.with_name(f"{VENV.name}.lock")):
+        python = set_up(groups_for(verb))
+    return run(python, verb, rest)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let one start at a time set up; others wait. A folder that cannot be written to is ready."""
+    with path.open("ab") if os.access(path.parent, os.W_OK) else nullcontext() as file:
+        if file and not _lock(file.fileno()):
+            say("Another start is setting up; waiting for its end ...")
+            while not _lock(file.fileno()):
+                time.sleep(1)
+        yield
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the system's lock of a file, which ends with this process; False if another has it."""
+    try:
+        if sys.platform == "win32":
+            importlib.import_module("msvcrt").locking(descriptor, 2, 1)  # without waiting
+        else:
+            fcntl = importlib.import_module("fcntl")
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES)  # others: it cannot be locked
+    return True
 
 
 def groups_for(verb: str) -> list[str]:

@@ -7,7 +7,9 @@
     |   |   |-- CheckpointError     a checkpoint file that cannot be read
     |   |   |   `-- UnsupportedFamilyError
     |   |   |-- ModelNotFoundError
-    |   |   `-- ModelExistsError
+    |   |   |-- ModelExistsError
+    |   |   |-- NewerVersionError       a file that a newer version of the extension has written
+    |   |   `-- FullDiskError           a disk without the room for a file
     |   `-- BusyError               another job is using the model
     |-- TrainingError               exit 1: training had to give up
     |   `-- NonFiniteError          a loss or weight became NaN or infinite
@@ -91,6 +93,17 @@ class ModelExistsError(InputError):
     """A model of this name exists already."""
 
 
+class NewerVersionError(InputError):
+    """A newer version of the extension has written a file, so that it can only be left alone."""
+
+
+class FullDiskError(InputError):
+    """A disk has no room for a file; `folder` is on it, and `needed` bytes are to be free there."""
+
+    folder: str = ""
+    needed: int = 0
+
+
 class BusyError(UsageError):
     """Another job is using the model."""
 
@@ -100,7 +113,14 @@ class TrainingError(DreamboothError):
 
 
 class NonFiniteError(TrainingError):
-    """A number that must be finite is NaN or infinite."""
+    """A number that must be finite is NaN or infinite.
+
+    Of a step that was not made `what` says which ("loss"), and `examples` are the numbers of those
+    in it whose loss is not finite.
+    """
+
+    what: str = ""
+    examples: tuple[int, ...] = ()
 
 
 class OverlayError(DreamboothError):

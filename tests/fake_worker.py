@@ -13,7 +13,13 @@ from dreambooth_core import worker
 from dreambooth_core.config.schema import SampleConfig
 from dreambooth_core.errors import CheckpointError
 from dreambooth_core.job.context import RunContext
-from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted
+from dreambooth_core.job.events import (
+    Notice,
+    PhaseProgress,
+    PhaseStarted,
+    StateSaved,
+    StepDone,
+)
 
 SECONDS = 120.0
 LINGERING_SECONDS = 1.5
@@ -30,6 +36,8 @@ def run(config: SampleConfig, context: RunContext) -> dict[str, Any]:
         sys.stderr.write("line before the end\n")
         sys.stderr.flush()
         os.kill(os.getpid(), 9)
+    if order == "eat":
+        return _eat(context)
     if order == "exit":
         os._exit(3)
     if order == "full":
@@ -42,6 +50,17 @@ def run(config: SampleConfig, context: RunContext) -> dict[str, Any]:
         atexit.register(time.sleep, LINGERING_SECONDS)
     context.emit(Notice("info", f"offline {os.environ.get('HF_HUB_OFFLINE')}"))
     return {"paths": ["one.png", "two.png"], "cwd": os.getcwd()}
+
+
+def _eat(context: RunContext) -> dict[str, Any]:
+    """Make three steps, save a state, and take memory without end."""
+    context.emit(PhaseStarted("training", 9, "steps"))
+    for step in (1, 2, 3):
+        context.emit(StepDone(step, 9, 0, 0.5, 0.5))
+    context.emit(StateSaved("state/run/step_00000003", 3))
+    eaten = []
+    while True:
+        eaten.append(b"x" * 2**24)
 
 
 def _wait_for_stop(context: RunContext) -> dict[str, Any]:

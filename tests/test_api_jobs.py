@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core.api import progress
+from dreambooth_core.api.answers import status_of
 from dreambooth_core.config.schema import JOB_CONFIGS, CreateConfig, SampleConfig, TrainConfig
-from dreambooth_core.errors import OverlayError
+from dreambooth_core.errors import FullDiskError, OverlayError
 from dreambooth_core.job.events import (
     JobFailed,
     JobFinished,
@@ -294,3 +295,7 @@ def test_a_damaged_run_does_not_hide_the_others(bench: Bench) -> None:
     listed = {job["id"]: job for job in bench.get("/jobs")["jobs"]}
     assert listed[job_id]["state"] == "finished"
     assert listed[damaged.name]["kind"] == ""
+
+
+def test_a_full_disk_has_a_status_of_its_own() -> None:
+    assert status_of(FullDiskError("The job cannot be written.")) == 507

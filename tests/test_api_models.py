@@ -8,7 +8,7 @@ import pytest
 
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.config.serialize import to_dict
-from dreambooth_core.job import lock
+from dreambooth_core.job import disk, lock
 from dreambooth_core.job.events import JobStopped
 from dreambooth_core.job.launcher import model_lock_path
 from dreambooth_core.job.process import start_mark
@@ -161,10 +161,14 @@ def test_a_model_in_use_is_not_deleted(bench: Bench) -> None:
 def test_the_lock_is_given_back_when_deleting_fails(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise PermissionError(13, "Permission denied", "ada")
+    model, real = bench.workspace.model("ada").path, disk.rename
 
-    monkeypatch.setattr("dreambooth_core.api.models.replace", fail)
+    def fail(source: Path, target: Path) -> None:
+        if source == model:
+            raise PermissionError(13, "Permission denied", "ada")
+        real(source, target)
+
+    monkeypatch.setattr(disk, "rename", fail)
     bench.refusal("DELETE", "/models/ada", 403)
     assert bench.workspace.model("ada").exists()
     path = model_lock_path(bench.workspace, "ada")

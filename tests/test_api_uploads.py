@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dreambooth_core.api import bodies
+from dreambooth_core.job import disk
 from tests.api_standin import Bench, bench, png, put
 
 __all__ = ["bench"]
@@ -182,10 +183,10 @@ def test_links_are_not_written_through(bench: Bench, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(source: object, target: object) -> None:
-        raise OSError(28, "No space left on device", "a.png")
+    def full(file: object, data: object) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("shutil.copyfileobj", full)
+    monkeypatch.setattr(disk, "write", full)
     problem = bench.refusal("POST", "/upload?folder=dogs", 507, **_json())
     assert "a.png" in problem["message"] and "space" in problem["remedy"]
     assert not list(bench.workspace.uploads_dir.rglob("*.*"))

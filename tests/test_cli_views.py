@@ -12,6 +12,7 @@ from dreambooth_core.cli.follow import Interrupter, exit_code
 from dreambooth_core.cli.terminal import TerminalView, step_numbers
 from dreambooth_core.cli.verbs import make_view
 from dreambooth_core.cli.views import JsonView, PlainView, count_of, step_line
+from dreambooth_core.errors import FullDiskError
 from dreambooth_core.job.commands import Command
 from dreambooth_core.job.events import (
     CheckpointSaved,
@@ -90,6 +91,8 @@ def test_plain_lines() -> None:
 
 def test_plain_endings() -> None:
     assert _plain([JobStopped(3, {"a": 1})]) == ["Stopped at step 3.", "  a: 1"]
+    kept = JobFailed("Memory ran out.", "Use less.", kept=["A state is kept."])
+    assert _plain([kept]) == ["error: Memory ran out.", "Use less.", "A state is kept."]
     failed = JobFailed("is 1.", "Use 2.", "a.b", "InputError", 2)
     assert _plain([failed]) == ["error: a.b: is 1.", "Use 2."]
     assert _plain([JobFailed("a.b: is 1.", "", "a.b", "ConfigError")]) == ["error: a.b: is 1."]
@@ -207,3 +210,25 @@ def test_what_was_found_before_the_start() -> None:
     ]
     assert "  nothing stands in the way." in _plain([Preflight([])])
     assert _plain([Notice("error", "torn")]) == ["error: torn"]
+
+
+def test_a_stop_that_a_full_disk_refuses_is_said() -> None:
+    class FullJob:
+        killed = 0
+
+        def send(self, command: Command) -> None:
+            raise FullDiskError("The command stop cannot be written.", remedy="Free some space.")
+
+        def kill(self) -> None:
+            self.killed += 1
+
+    out, job = io.StringIO(), FullJob()
+    interrupter = Interrupter(PlainView(out))
+    interrupter.attach(job)  # type: ignore[arg-type]
+    interrupter(2, None)
+    assert out.getvalue() == (
+        "The command stop cannot be written. Free some space. Ctrl-C again kills the job now.\n"
+    )
+    assert not job.killed
+    interrupter(2, None)
+    assert job.killed == 1

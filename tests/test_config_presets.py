@@ -152,7 +152,7 @@ def test_an_exported_preset_can_be_imported_elsewhere(workspace: Workspace, tmp_
     [
         ({"format": "something"}, "is not a preset"),
         ({"settings": [1]}, "is not a preset"),
-        ({"version": 2}, "version 2"),
+        ({"version": 2}, "its format is 2"),
         ({"name": " "}, "no name"),
         ({"name": 5}, "no name"),
         ({"settings": {"optimizer.nam": "lion"}}, "optimizer.name"),

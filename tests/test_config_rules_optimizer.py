@@ -61,6 +61,13 @@ def test_a_rate_of_1_is_refused_where_it_would_destroy_the_model(name: str) -> N
     assert "only prodigy and dadapt_adam want a rate of about 1" in found["learning_rate.unet"]
 
 
+@pytest.mark.parametrize(("beta1", "is_refused"), [(0.0, True), (0.49, True), (0.5, False)])
+def test_came_needs_its_mean(beta1: float, is_refused: bool) -> None:
+    found = problems(optimizer={"name": "came", "beta1": beta1})
+    assert ("optimizer.beta1" in found) == is_refused
+    assert "optimizer.beta1" not in problems(optimizer={"name": "adamw", "beta1": beta1})
+
+
 def test_sgd_may_have_a_large_rate() -> None:
     assert problems(optimizer={"name": "sgd"}, learning_rate=RATES) == {}
 

@@ -32,6 +32,9 @@ TRAIN = TrainConfig(
 )
 
 
+TEXT = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
+
+
 def _problems(cls: type, data: Any) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         from_dict(cls, data)
@@ -47,9 +50,9 @@ def test_there_and_back() -> None:
 @given(
     epochs=st.integers(1, 10000),
     rate=st.floats(0, 1),
-    folder=st.text(min_size=1, max_size=20),
+    folder=st.text(TEXT, min_size=1, max_size=20),
     flip=st.booleans(),
-    prompts=st.lists(st.text(max_size=20), max_size=3),
+    prompts=st.lists(st.text(TEXT, max_size=20), max_size=3),
 )
 def test_any_values_survive(
     epochs: int, rate: float, folder: str, flip: bool, prompts: list[str]

@@ -135,6 +135,26 @@ def test_random_crops_are_all_encoded_ahead(pictures: list[Example]) -> None:
     assert len(encoder.batches) == 1
 
 
+def test_latents_do_not_depend_on_where_an_earlier_run_was_ended(
+    pictures: list[Example], tmp_path: Path
+) -> None:
+    """The last bits depend on the size of the batch: one that lacks a picture is encoded whole."""
+    samples = [Sample(one, one.prompt, flip=flip) for one in pictures for flip in (False, True)]
+
+    def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        mean = torch.nn.functional.avg_pool2d(pixels, 8) + 2.0 ** -len(pixels)
+        return mean, torch.full_like(mean, 0.1)
+
+    folder = tmp_path / "cache"
+    LatentSource(LatentCache(folder), encode, "vae").fill(samples, batch_size=4)
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    lost = sorted(whole)[1:3]
+    for path in lost:
+        path.unlink()
+    LatentSource(LatentCache(folder), encode, "vae").fill(samples, batch_size=4)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == whole
+
+
 def test_an_edited_picture_is_encoded_again(tmp_path: Path) -> None:
     """The key is the content: the same name with other bytes is another entry on disk."""
     cache_folder, encoder = tmp_path / "cache", Encoder()

@@ -14,6 +14,8 @@ EXIT_CODES = {
     "UnsupportedFamilyError": 2,
     "ModelNotFoundError": 2,
     "ModelExistsError": 2,
+    "NewerVersionError": 2,
+    "FullDiskError": 2,
     "BusyError": 2,
     "TrainingError": 1,
     "NonFiniteError": 1,

@@ -17,7 +17,7 @@ from dreambooth_core.host import base
 from dreambooth_core.host import conductor as conducting
 from dreambooth_core.host.conductor import INSTALLING, STARTING, WAITING, Conductor, conductor
 from dreambooth_core.host.standalone import StandaloneHost
-from dreambooth_core.job import launcher
+from dreambooth_core.job import claims, launcher
 from dreambooth_core.job.commands import Command
 from dreambooth_core.job.events import (
     Event,
@@ -301,7 +301,7 @@ def test_a_killed_worker(ours: Conductor, host: FakeHost) -> None:
 def test_a_quiet_job_is_not_the_job_and_makes_way(
     ours: Conductor, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (conducting, launcher):
+    for module in (conducting, claims):
         monkeypatch.setattr(module, "LOOKING_KINDS", ("sample",))
     monkeypatch.setattr(conducting, "HEAVY_KINDS", ())
     overlay = host.needed = ReadyOverlay()
@@ -340,7 +340,7 @@ def test_old_runs_that_only_looked_are_deleted(
 def test_a_quiet_job_ends_even_if_its_process_is_named_late(
     ours: Conductor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (conducting, launcher):
+    for module in (conducting, claims):
         monkeypatch.setattr(module, "LOOKING_KINDS", ("sample",))
     name_process = launcher._name_process
 

@@ -4,6 +4,7 @@ import json
 import math
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +34,7 @@ from dreambooth_core.job.events import (
     PlannedFile,
     PlannedImage,
     Preflight,
+    Resumed,
     SampleSaved,
     StateSaved,
     StepDone,
@@ -46,6 +48,7 @@ from dreambooth_core.job.events import (
 STEP = StepDone(3, 10, 0, 0.5, 0.4, None, {"unet": 1e-6}, 1.5, 2.0, 3.5, 100.0)
 ALL = [
     JobStarted("train", "ada", "run", 42, "1.0"),
+    Resumed("the run before", 4),
     PhaseStarted("cache", 10, "images"),
     PhaseProgress("cache", 3, 10),
     PlanMade(["one", "two Ä\nwith a break"]),
@@ -193,3 +196,30 @@ def test_commands_are_those_that_are_known(tmp_path: Path) -> None:
     (tmp_path / "commands.jsonl").write_text('{"command": "later"}\n{"x": 1}\n{"command": "stop"')
     assert CommandReader(tmp_path / "commands.jsonl").poll() == []
     assert set(COMMANDS) == {"stop", "stop_after_epoch", "save", "sample"}
+
+
+def test_half_a_character_is_told_as_a_question_mark(tmp_path: Path) -> None:
+    """A file's name may hold one; a line with it could be shown nowhere."""
+    EventWriter(tmp_path / "e").emit(Notice("info", "x\udcfcy \U0001f600 ü"))
+    ((event,), _) = read_events(tmp_path / "e")
+    assert isinstance(event, Notice) and event.message == "x?y \U0001f600 ü"
+    (tmp_path / "e").write_bytes(b'{"event": "notice", "level": "info", "message": "\\ud800"}\n')
+    assert read_events(tmp_path / "e")[0] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"event": "step_done", "time": 1, "step": "3", "total_steps": 4, "epoch": 0},
+        {"event": "phase_started", "time": 1, "phase": ["a"]},
+        {"event": "notice", "time": "now", "level": "info", "message": 3},
+        {"event": "plan_made", "lines": [1]},
+        {"event": "images_planned", "rows": [{"file": 1}]},
+        {"event": ["notice"], "level": "info", "message": "x"},
+    ],
+)
+def test_values_of_other_types_make_no_event(tmp_path: Path, line: dict[str, Any]) -> None:
+    """The page would fail at them much later."""
+    (tmp_path / "e").write_text(json.dumps(line) + "\n")
+    ((event,), _) = read_events(tmp_path / "e")
+    assert isinstance(event, UnknownEvent)

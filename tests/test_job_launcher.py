@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
+from io import FileIO
 from pathlib import Path
 
 import pytest
 
 from dreambooth_core.config.schema import CreateConfig, MergeConfig, SampleConfig, TrainConfig
-from dreambooth_core.errors import BusyError, ConfigError, InputError
-from dreambooth_core.job import launcher, runs
+from dreambooth_core.errors import BusyError, ConfigError, FullDiskError, InputError
+from dreambooth_core.job import disk, launcher, runs
 from dreambooth_core.job.commands import Command
 from dreambooth_core.job.events import (
     EventWriter,
@@ -87,7 +90,9 @@ def test_a_killed_worker_is_an_event_and_the_parent_lives(ready: Workspace) -> N
     assert isinstance(final, JobFailed)
     assert "killed by signal 9 (SIGKILL)" in final.message
     assert "line before the end" in final.message
+    assert "while working (1 of 2 things)" in final.message
     assert str(job.folder / "log.txt") in final.remedy
+    assert "memory" not in final.message + final.remedy, "nothing says that it was memory"
     assert final.exit_code == 1
     # Its lock is void, and another process reads the same end.
     assert isinstance(attach(ready, job.run_id).wait(), JobFailed)
@@ -242,13 +247,6 @@ def test_the_worker_is_in_a_process_group_of_its_own(
     assert posix["cwd"] == folder
 
 
-def test_how_it_ended() -> None:
-    assert launcher._how_it_ended(None) == "ended"
-    assert launcher._how_it_ended(-11) == "was killed by signal 11 (SIGSEGV)"
-    assert launcher._how_it_ended(-200) == "was killed by signal 200"
-    assert launcher._how_it_ended(1) == "ended with exit code 1"
-
-
 def test_run_folders_have_names_of_their_own(ready: Workspace) -> None:
     names = [create_run_folder(ready, "train").name for _ in range(3)]
     assert len(set(names)) == 3
@@ -351,3 +349,48 @@ def test_a_new_file_may_be_called_as_a_model_that_is_at_work(ready: Workspace) -
         abandon(ready, job, JobFailed("enough"))
     assert [past.run.kind for past in past_runs(ready, "ada")] == ["sample"]
     abandon(ready, reserve(ready, "merge", config), JobFailed("enough"))
+
+
+@pytest.fixture
+def full(ready: Workspace, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Ends of the names of files that a full disk refuses."""
+    names: list[str] = []
+    real = disk.write
+
+    def write(file: FileIO, data: bytes) -> None:
+        if any(name in str(file.name) for name in names):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, data)
+
+    monkeypatch.setattr(disk, "write", write)
+    return names
+
+
+@pytest.mark.parametrize("name", ["job.json", "process.json", ".lock"])
+def test_a_job_that_a_full_disk_refuses(ready: Workspace, full: list[str], name: str) -> None:
+    full.append(name)
+    with pytest.raises(FullDiskError, match=f"The job cannot be written.*{name}"):
+        reserve(ready, "sample", _order("finish"))
+    full.clear()
+    assert running_jobs(ready) == []
+    abandon(ready, reserve(ready, "sample", _order("finish")), JobFailed("x"))  # it is free
+
+
+def test_a_worker_that_cannot_be_named_is_ended(
+    ready: Workspace, full: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = reserve(ready, "sample", _order("wait"))
+    full.extend(["process.json", "events.jsonl"])
+    started: list[subprocess.Popen[bytes]] = []
+    real = launcher._start_worker
+    monkeypatch.setattr(
+        launcher, "_start_worker", lambda *given: started.append(real(*given)) or started[0]
+    )
+    with pytest.raises(FullDiskError, match="The job cannot be written"):
+        begin(ready, job)
+    assert started[0].poll() is not None, "nobody could find it"
+    abandon(ready, job, JobFailed("There is no room."))
+    old = time.time() - launcher.STARTING_SECONDS - 1
+    os.utime(job.folder / "job.json", (old, old))
+    assert not job.is_running(), "it does not stay as one that is being started"
+    assert isinstance(job.wait(), JobFailed)

@@ -118,7 +118,7 @@ def test_a_lock_of_a_dead_process_is_void(tmp_path: Path, sleeper: subprocess.Po
     sleeper.wait()
     acquire(path, _me(), "ada")
     assert read_holder(path) == _me()
-    assert sorted(os.listdir(tmp_path)) == ["ada.lock", "ada.lock.guard"]
+    assert sorted(os.listdir(tmp_path)) == [".guard", "ada.lock"]
 
 
 def test_a_reused_process_id_does_not_hold_a_lock(tmp_path: Path) -> None:
@@ -141,9 +141,9 @@ def test_a_guard_that_is_not_given_back_is_told(
 ) -> None:
     monkeypatch.setattr(lock, "GUARD_SECONDS", 0.0)
     path = tmp_path / "ada.lock"
-    with FileLock(tmp_path / "ada.lock.guard"):
+    with FileLock(tmp_path / ".guard"):
         for attempt in (lambda: acquire(path, _me(), "ada"), lambda: release(path, "run")):
-            with pytest.raises(BusyError, match=r"ada\.lock\.guard locked for 0 s") as caught:
+            with pytest.raises(BusyError, match=r"\.guard locked for 0 s") as caught:
                 attempt()
             assert "Try again" in caught.value.remedy
     acquire(path, _me(), "ada")
@@ -152,8 +152,13 @@ def test_a_guard_that_is_not_given_back_is_told(
 def test_handing_over(tmp_path: Path) -> None:
     path = tmp_path / "ada.lock"
     acquire(path, _me("starting"), "ada")
-    hand_over(path, _me("run"))
+    hand_over(path, _me("another"))  # not of this run: nothing is taken from it
+    assert read_holder(path) == _me("starting")
+    hand_over(path, _me("run"), before="starting")
     assert read_holder(path) == _me("run")
+    release(path, "run")
+    hand_over(path, _me("run"))  # the worker was faster, and ended
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("attempt_number", range(20))

@@ -161,7 +161,10 @@ class TestView:
         assert finished.fraction == 1.0 and finished.eta_seconds is None and finished.ended
         stopped = view_of(STARTED, step(5), JobStopped(5, {"steps": 5}))
         assert (stopped.state, stopped.fraction, stopped.summary) == ("stopped", 0.25, {"steps": 5})
-        failed = view_of(STARTED, JobFailed("no", "do this", "a.b", "OSError"))
+        kept, changes = ["A state is kept."], {"batch.batch_size": 1}
+        final = JobFailed("no", "do this", "a.b", "OSError", kept=kept, changes=changes)
+        failed = view_of(STARTED, final)
+        assert (failed.kept, failed.as_dict()["changes"]) == (kept, changes)
         assert (failed.state, failed.message, failed.remedy) == ("failed", "no", "do this")
         assert (failed.field, failed.error) == ("a.b", "OSError")
 
@@ -286,7 +289,7 @@ class TestReader:
         process_path(folder).write_text(json.dumps({"pid": 2**30, "mark": "x"}))
         view = RunReader(folder).poll()
         assert (view.state, view.error) == ("failed", "WorkerDied")
-        assert "the last words" in view.message and "memory" in view.remedy
+        assert "the last words" in view.message and str(log_path(folder)) in view.remedy
 
     def test_the_end_that_a_worker_wrote_counts(self, folder: Path) -> None:
         EventWriter(events_path(folder)).emit(JobFinished({}))

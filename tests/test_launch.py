@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -533,3 +534,18 @@ def test_installed_packages_need_nothing_that_is_not_pinned() -> None:
             if applies and wanted not in listed and package != "torch":
                 missing.append(f"{package} needs {need}")
     assert missing == []
+
+
+def test_of_two_first_starts_one_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, naps = tmp_path / ".venv.lock", []
+    with ExitStack() as first:
+        first.enter_context(launch.alone(path))
+        monkeypatch.setattr(launch.time, "sleep", lambda seconds: naps.append(first.close()))
+        with launch.alone(path):
+            assert len(naps) == 1
+    assert "Another start is setting up" in capsys.readouterr().err
+    monkeypatch.setattr(launch.os, "access", lambda path, mode: False)
+    with launch.alone(tmp_path / "missing" / "x"):  # ready, on a drive that is only read
+        pass

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
 import csv
+import errno
+from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 
+import pytest
+
+from dreambooth_core import recording
+from dreambooth_core.job import disk
 from dreambooth_core.job.events import Notice, PhaseStarted, PlanMade, StepDone
 from dreambooth_core.job.loss_table import LossTable
 from dreambooth_core.recording import LOSS_TABLE, Recorder, scalars
@@ -79,3 +86,48 @@ def test_without_a_folder_nothing_is_written(
     with Recorder(tmp_path / "unused") as recorder:
         recorder.record(PhaseStarted("p"))
     assert not (tmp_path / "unused").exists()
+
+
+def test_a_full_disk_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gap in the table, one warning, and a second TensorBoard file once there is room."""
+    full: list[bool] = []
+    real = disk.append
+
+    def append(path: Path) -> FileIO:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path)
+
+    monkeypatch.setattr(disk, "append", append)
+    monkeypatch.setattr(recording, "ROOM_TO_BEGIN_AGAIN", 0)
+    warnings: list[str] = []
+    folder = tmp_path / "run"
+    with Recorder(folder, warnings.append) as recorder:
+        recorder.record(FIRST)
+        full.append(True)
+        for step in (2, 3, 4):
+            recorder.record(replace(SECOND, step=step))
+        full.clear()
+        recorder.record(replace(SECOND, step=5))
+    rows = (folder / LOSS_TABLE).read_text().splitlines()
+    assert [row.partition(",")[0] for row in rows] == ["step", "1", "5"]
+    assert len(warnings) == 1 and str(folder) in warnings[0] and "Training goes on" in warnings[0]
+    assert len(list(folder.glob("events.out.*"))) == 2
+
+
+def test_a_tensorboard_that_cannot_write_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Board:
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+        def close(self) -> None:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    warnings: list[str] = []
+    with Recorder(tmp_path, warnings.append) as recorder:
+        monkeypatch.setattr(recorder, "_writer", Board())
+        recorder.record(FIRST)
+        recorder.record(SECOND)
+    assert len(warnings) == 1

@@ -20,8 +20,18 @@ from dreambooth_core.job.events import Event, JobFailed, PhaseProgress, PhaseSta
 from dreambooth_core.job.launcher import launch
 from dreambooth_core.job.workspace import ModelFolder, Workspace
 from dreambooth_core.stages import class_images
-from dreambooth_core.stages.class_image_plan import Wanted, match, wanted_pictures
-from dreambooth_core.stages.class_images import ensure_class_images, plan_class_images, run
+from dreambooth_core.stages.class_image_plan import (
+    ConceptPlan,
+    Wanted,
+    match,
+    wanted_pictures,
+)
+from dreambooth_core.stages.class_images import (
+    ensure_class_images,
+    groups_to_paint,
+    plan_class_images,
+    run,
+)
 from dreambooth_core.stages.png import read_png
 from dreambooth_core.stages.training_pictures import (
     arrange,
@@ -180,6 +190,23 @@ def test_a_killed_run_goes_on_and_gives_the_same_pictures(
     assert again.per_concept[0] == whole
     (whole[0].path.parent / "00009.png.tmp").unlink()
     assert {name: digest for name, (digest, _) in snapshot(folder).items()} == before
+
+
+def test_a_batch_that_lacks_a_picture_is_painted_whole() -> None:
+    """A picture's last bits depend on how many are painted with it."""
+    wide, small = Wanted("a dog", 64, 32), Wanted("a dog", 32, 32)
+    every = {0: small, 1: wide, 2: small, 3: small, 4: wide, 5: small, 6: small, 7: small}
+
+    def painted(missing: set[int]) -> list[list[int]]:
+        lacking = {n: every[n] for n in missing}
+        found = {n: want for n, want in every.items() if n not in missing}
+        plan = ConceptPlan(Path(), 0, [], [], lacking, found)
+        return [[n for n, _ in group] for group in groups_to_paint(plan, 2)]
+
+    assert painted(set(every)) == [[0, 2, 3, 5, 6, 7], [1, 4]]
+    assert painted({2, 7}) == [[0, 2, 6, 7]]
+    assert painted({4}) == [[1, 4]]
+    assert painted(set()) == []
 
 
 def test_a_stop_ends_the_painting_and_the_next_run_goes_on(

@@ -90,7 +90,7 @@ def test_the_layout_lists_the_source_in_its_own_order(
     workspace: Workspace, tiny_checkpoint: Path
 ) -> None:
     run(workspace, tiny_checkpoint)
-    layout = json.loads(workspace.model("m").layout_path.read_text())
+    layout = json.loads(workspace.model("m").layout_path.read_text())["tensors"]
     raw = tiny_checkpoint.read_bytes()
     table = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     ordered = sorted(table.items(), key=lambda item: item[1]["data_offsets"])
@@ -179,7 +179,8 @@ def test_moving_averages_replace_the_unet_on_request(workspace: Workspace, tmp_p
     unet = load_file(folder.component("unet") / "diffusion_pytorch_model.safetensors")
     assert torch.equal(unet["conv_in.weight"], weights[f"{UNET}input_blocks.0.0.weight"] / 2)
     assert torch.equal(unet["conv_norm_out.bias"], weights[f"{UNET}out.0.bias"] / 2)
-    layout = {key: dtype for key, dtype, _ in json.loads(folder.layout_path.read_text())}
+    rows = json.loads(folder.layout_path.read_text())["tensors"]
+    layout = {key: dtype for key, dtype, _ in rows}
     assert layout.keys() == weights.keys() | tiny_extras().keys()
     assert layout[f"{UNET}out.0.bias"] == "F32"  # the averages' own dtype
     assert layout[f"{TEXT}text_model.final_layer_norm.bias"] == "F16"

@@ -352,6 +352,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_last_state(
         "batch": {"batch_size": 2},
         "intervals": {"epochs": 4},
         "saving": {"state_every_epochs": 1},
+        "learning_rate": {"retries": 0},
     }
     with pytest.raises(NonFiniteError, match="loss of step 3 "):
         trainings.run(settings, "nan")

@@ -243,7 +243,9 @@ class TestProgress:
         assert doing in progress_html(view_of(), preparing=doing)
 
     def test_a_failure_has_cause_remedy_and_the_way_to_the_log(self) -> None:
-        text = progress_html(view_of(STARTED, STEP, JobFailed("The disk is full.", "Free some.")))
+        final = JobFailed("The disk is full.", "Free some.", kept=["A state of step 3 is kept."])
+        text = progress_html(view_of(STARTED, STEP, final))
+        assert "A state of step 3 is kept." in text
         assert "The disk is full." in text and "Free some." in text and "Log" in text
         assert 'role="alert"' in text and "Failed" in text and 'class="failed"' in text
 
@@ -523,10 +525,10 @@ class TestJobs:
         page.wait_for("Failed")
         assert page.look().shown["button stop"]["value"] == run.STOP
 
-    def test_a_killed_worker_is_a_cause_and_a_remedy(self, desk: Conductor) -> None:
+    def test_a_killed_worker_is_a_cause_and_a_place_to_look(self, desk: Conductor) -> None:
         page = Page(desk).start("die").wait_for("Failed")
         assert "was killed by signal 9" in page.text("progress")
-        assert "memory ran out" in page.text("progress")
+        assert "The log is" in page.text("progress")
         assert "line before the end" in page.text("log")
         assert "train" in page.enabled()
 

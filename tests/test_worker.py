@@ -13,7 +13,7 @@ import pytest
 
 from dreambooth_core import worker
 from dreambooth_core.config.schema import JOB_CONFIGS, CreateConfig, SampleConfig, TrainConfig
-from dreambooth_core.errors import BusyError, ConfigError, Problem
+from dreambooth_core.errors import BusyError, ConfigError, FullDiskError, Problem
 from dreambooth_core.job import launcher, lock
 from dreambooth_core.job.events import (
     EventWriter,
@@ -106,6 +106,7 @@ def test_an_outcome_is_finished_or_stopped() -> None:
     stopped = {"stopped": True, "step": 3}
     assert outcome(stopped) == JobStopped(3, stopped)
     assert outcome({"stopped": True}).step == 0
+    assert outcome({"stopped": True, "steps": 3}).step == 3
 
 
 @pytest.mark.parametrize(
@@ -113,8 +114,9 @@ def test_an_outcome_is_finished_or_stopped() -> None:
     [
         (BusyError("In use.", remedy="Wait."), "In use.", 2),
         (ConfigError([Problem("a", "is 1.")]), "a: is 1.", 2),
-        (OutOfMemoryError("CUDA out of memory"), "Memory ran out: CUDA out of memory", 1),
-        (MemoryError(), "Memory ran out", 1),
+        (OutOfMemoryError("CUDA out of memory"), "GPU memory ran out before the work began.", 1),
+        (MemoryError(), "Main memory ran out before the work began.", 1),
+        (FullDiskError("No room.", remedy="Make some."), "No room.", 2),
         (OSError(errno.ENOSPC, "No space left", "/x/y"), "The disk is full (/x/y).", 1),
         (OSError(errno.EDQUOT, "Quota exceeded"), "The disk is full.", 1),
         (OSError(errno.EACCES, "denied", "/x/y"), "/x/y: denied.", 1),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,10 @@ from dreambooth_core.checkpoint.header import read_header
 from dreambooth_core.config.schema import CreateConfig, SaveConfig
 from dreambooth_core.families.clip_text import PREFIX, text_config
 from dreambooth_core.families.side_file import read_side_file, side_value
+from dreambooth_core.job import disk
 from dreambooth_core.job.storage import atomic_write_bytes
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.stages import create, save
-from dreambooth_core.world import install as world_install
 from dreambooth_core.world.install import CHECKPOINT, NAME, TEXT_CONFIG, install, side_settings
 from tests.tiny import stage_context
 
@@ -113,11 +114,15 @@ def test_a_file_of_somebody_elses_stays(tmp_path: Path, suffix: str) -> None:
 
 
 def test_an_interrupted_copy_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(source: Path, target: Path) -> None:
-        target.write_bytes(b"half")
+    real = disk.write
+
+    def fail(file: FileIO, data: bytes) -> None:
+        if "safetensors" not in str(file.name):
+            return real(file, data)
+        file.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(world_install.shutil, "copyfile", fail)
+    monkeypatch.setattr(disk, "write", fail)
     workspace = Workspace(tmp_path)
     with pytest.raises(OSError, match="disk full"):
         install(workspace)

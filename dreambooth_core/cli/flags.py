@@ -15,7 +15,7 @@ from dreambooth_core.config.serialize import (
     from_dict,
     parse_text,
     put_value,
-    read_json_object,
+    read_kept,
     set_value,
 )
 from dreambooth_core.errors import ConfigError, Problem
@@ -85,7 +85,7 @@ def describe(spec: FieldSpec) -> str:
 
 def config_from(options: argparse.Namespace, cls: type[JobConfig]) -> JobConfig:
     """Return the settings: the --config file, then the flags, then each --set, later ones win."""
-    data: dict[str, Any] = read_json_object(Path(options.config)) if options.config else {}
+    data: dict[str, Any] = read_kept(Path(options.config), cls) if options.config else {}
     given: Mapping[str, Any] = vars(options)
     for flag in flags_of(cls):
         if flag.dest in given:

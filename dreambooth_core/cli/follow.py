@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from dreambooth_core.cli.views import View
+from dreambooth_core.errors import DreamboothError
 from dreambooth_core.job.commands import Command
 from dreambooth_core.job.events import Event, JobFailed, JobFinished, JobStopped
 from dreambooth_core.job.launcher import Job
@@ -44,7 +45,11 @@ class Interrupter:
         if self.job is None:
             return
         if self.presses == 1:
-            self.job.send(Command("stop"))
+            try:
+                self.job.send(Command("stop"))
+            except DreamboothError as error:  # a full disk, say
+                self.view.say(f"{error} Ctrl-C again kills the job now.")
+                return
             self.view.say("Stopping after this step, then saving. Ctrl-C again kills the job now.")
         else:
             self.view.say("Killing the job; nothing more is saved.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 from dreambooth_core.config.imports import apply_import, read_import
@@ -18,8 +19,8 @@ from dreambooth_core.config.imports.report import (
     summary,
 )
 from dreambooth_core.config.schema import CreateConfig, TrainConfig
-from dreambooth_core.config.serialize import to_dict
-from dreambooth_core.config.settings_store import keep_settings, kept_settings
+from dreambooth_core.config.serialize import to_kept
+from dreambooth_core.config.settings_store import change_settings
 from dreambooth_core.errors import InputError
 from dreambooth_core.job.storage import atomic_write_json
 from dreambooth_core.job.workspace import Workspace
@@ -61,19 +62,20 @@ def keep(found: Import, options: argparse.Namespace, workspace: Workspace) -> li
     """Keep the settings where the flags say; return what was done, in words."""
     done = []
     for name in dict.fromkeys(name for name in (options.model, options.create) if name):
-        folder = workspace.model(name)
-        folder.require()
-        before = kept_settings(folder) or TrainConfig(model=name)
-        keep_settings(folder, apply_import(found, before))
+        change_settings(workspace.model(name), partial(_put_over, found, name))
         done.append(f"The settings are kept for the model {name}.")
     if options.output:
         path = Path(options.output)
         if path.exists():
             raise InputError(f"{path} exists already.", remedy="Give the name of a new file.")
         name = options.model or options.create or (found.model.name if found.model else "")
-        atomic_write_json(path, to_dict(apply_import(found, TrainConfig(model=name))))
+        atomic_write_json(path, to_kept(apply_import(found, TrainConfig(model=name))))
         done.append(f"Written to {path}: train --config {path} --model NAME")
     return done
+
+
+def _put_over(found: Import, model: str, kept: TrainConfig | None) -> TrainConfig:
+    return apply_import(found, kept or TrainConfig(model=model))
 
 
 def creation_of(

@@ -58,10 +58,13 @@ def run_job(options: argparse.Namespace) -> int:
 def list_models(options: argparse.Namespace) -> int:
     """Print the models."""
     workspace = workspace_of(options)
-    models = workspace.models()
+    models, problems = workspace.models_and_problems()
     for info in models:
         print(json.dumps(dataclasses.asdict(info)) if options.json else _describe(info))
-    if not models and not options.json:
+    for name, error in problems.items():
+        told = {"name": name, "message": error.message, "remedy": error.remedy}
+        print(json.dumps(told) if options.json else f"{name}: {error}")
+    if not models and not problems and not options.json:
         print(f"There are no models in {workspace.models_dir}.")
         print("Make one with: create --name NAME --source CHECKPOINT")
     return 0

@@ -175,7 +175,7 @@ def _tell_phase(event: PhaseStarted) -> list[str]:
 
 def _tell_failed(event: JobFailed) -> list[str]:
     where = f"{event.field}: " if event.field and event.error != "ConfigError" else ""
-    return [f"error: {where}{event.message}", *([event.remedy] if event.remedy else [])]
+    return [f"error: {where}{event.message}", *filter(None, [event.remedy, *event.kept])]
 
 
 def _picture_line(row: PlannedImage) -> str:

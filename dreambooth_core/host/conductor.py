@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache, partial
 from pathlib import Path
 
 from dreambooth_core.config.schema import JobConfig
 from dreambooth_core.errors import BusyError, DreamboothError, JobFailedError, OverlayError
 from dreambooth_core.host.base import Host, current_host
+from dreambooth_core.job import disk
+from dreambooth_core.job.claims import LOOKING_KINDS
 from dreambooth_core.job.commands import COMMANDS_FILE, CommandReader
 from dreambooth_core.job.eight_bit import wants_eight_bit, with_eight_bit
 from dreambooth_core.job.events import (
@@ -34,7 +35,6 @@ from dreambooth_core.job.events import (
 )
 from dreambooth_core.job.interpreter import WorkerPython
 from dreambooth_core.job.launcher import (
-    LOOKING_KINDS,
     Job,
     abandon,
     attach,
@@ -309,7 +309,8 @@ def _forget_old_looks(workspace: Workspace) -> None:
     for run_id in looks[:-LOOKS_KEPT]:
         job = Job(run_id, workspace.run_folder(run_id))
         if not job.is_running():
-            shutil.rmtree(job.folder, ignore_errors=True)
+            with suppress(OSError):
+                disk.remove_folder(job.folder)
 
 
 def _goes_on(job: Job) -> bool:
@@ -321,7 +322,9 @@ def _goes_on(job: Job) -> bool:
 def _is_ours(job: Job) -> bool:
     """Whether this process only prepares the run, which it then follows or has given up."""
     named = read_process(job.folder)
-    return named is not None and named.preparing and named.pid == os.getpid()
+    if named is None or not named.preparing:
+        return False
+    return named.is_here and named.pid == os.getpid()
 
 
 def _refuse_if_stopped(job: Job) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core.errors import InputError
+from dreambooth_core.job import disk, plain_json
 from dreambooth_core.job.events import JobFinished, JobStopped, read_events
-from dreambooth_core.job.runs import events_path, read_run, run_ids
+from dreambooth_core.job.formats import COMPARISON
+from dreambooth_core.job.runs import events_path, read_run_of, run_ids
 from dreambooth_core.job.workspace import Workspace
 
 KIND = "compare"
@@ -45,8 +46,8 @@ def last_comparison(workspace: Workspace, model: str) -> Comparison | None:
         if f"-{KIND}" not in run_id:
             continue
         folder = workspace.run_folder(run_id)
-        run = read_run(folder)
-        summary = _summary(folder) if (run.kind, run.model) == (KIND, model) else {}
+        run = read_run_of(folder, model)
+        summary = _summary(folder) if run and run.kind == KIND else {}
         if all(summary.get(name) for name in NEEDED) and Path(summary["grid"]).is_file():
             return _read(run_id, Path(summary["grid"]), Path(summary["numbers"]))
     return None
@@ -60,7 +61,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def _read(run_id: str, grid: Path, numbers: Path) -> Comparison:
     try:
-        values = json.loads(numbers.read_text(encoding="utf-8"))
+        values = COMPARISON.read(plain_json.parse(disk.read(numbers)), numbers)
         rows = [dict(row) for row in values["rows"]]
         remarks = [str(remark) for remark in values["remarks"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreambooth_core.job.commands import CommandReader
-from dreambooth_core.job.events import Event
+from dreambooth_core.job.events import WARNING, Event, Notice
 from dreambooth_core.job.workspace import Workspace
 
 
@@ -20,3 +20,7 @@ class RunContext:
     folder: Path
     emit: Callable[[Event], None]
     commands: CommandReader
+
+    def warn(self, sentence: str) -> None:
+        """Report something worth reading."""
+        self.emit(Notice(WARNING, sentence))

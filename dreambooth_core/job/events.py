@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import time
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core.errors import NonFiniteError
-from dreambooth_core.job.storage import append_line
+from dreambooth_core.job import plain_json
+from dreambooth_core.job.held_lines import HeldLines
+from dreambooth_core.job.json_lines import read_lines
 
 ERROR, WARNING, INFO = "error", "warning", "info"
 
@@ -27,13 +28,22 @@ class Event:
 
 @dataclass(frozen=True)
 class JobStarted(Event):
-    """The worker process is running."""
+    """The worker process is running; `format` is the version of events, 0 before they had one."""
 
     kind: str
     model: str
     run_id: str
     pid: int
     version: str
+    format: int = 0
+
+
+@dataclass(frozen=True)
+class Resumed(Event):
+    """The run goes on from the state that another run, or this one, saved after `step`."""
+
+    run_id: str
+    step: int
 
 
 @dataclass(frozen=True)
@@ -255,13 +265,19 @@ class JobStopped(Event):
 
 @dataclass(frozen=True)
 class JobFailed(Event):
-    """The job could not be done; `error` is the exception's class, `field` a setting's path."""
+    """The job could not be done; `error` is the exception's class, `field` a setting's path.
+
+    `kept` says what of it lasts, a sentence each; `changes` are new values of settings, by path,
+    with which it should work.
+    """
 
     message: str
     remedy: str = ""
     field: str = ""
     error: str = ""
     exit_code: int = 1
+    kept: list[str] = dataclasses.field(default_factory=list)
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -276,6 +292,7 @@ FINAL_EVENTS = (JobFinished, JobStopped, JobFailed)
 
 EVENT_TYPES: tuple[type[Event], ...] = (
     JobStarted,
+    Resumed,
     PhaseStarted,
     PhaseProgress,
     PlanMade,
@@ -319,58 +336,47 @@ def to_json(event: Event) -> dict[str, Any]:
 def from_json(line: Mapping[str, Any]) -> Event:
     """Return the event of a parsed line; one that this version cannot read is an UnknownEvent."""
     values = dict(line)
-    name, moment = str(values.pop("event", "")), float(values.pop("time", 0.0))
+    name, told = str(values.pop("event", "")), values.pop("time", 0.0)
+    moment = float(told) if plain_json.is_number(told) else 0.0
     cls = _TYPE_OF_NAME.get(name)
-    if cls is not None:
-        try:
-            return cls(**values, time=moment)
-        except TypeError:
-            pass  # fields that this version does not have
+    if cls is not None and plain_json.fits(cls, values):
+        return cls(**values, time=moment)
     return UnknownEvent(event=name, data=values, time=moment)
 
 
 class EventWriter:
-    """Appends events to a run's `events.jsonl`."""
+    """Appends events to a run's `events.jsonl`; on a full disk they wait here for room, in order.
 
-    def __init__(self, path: Path) -> None:
-        """Write to `path`, which is created with the first event."""
+    Of steps and progress only a part is kept then.
+    """
+
+    def __init__(self, path: Path, *, spare: bool = False) -> None:
+        """Write to `path`, which is created with the first event.
+
+        `spare` keeps some room taken, which is given back with the final event.
+        """
         self.path = Path(path)
+        self._lines = HeldLines(self.path, self.path.with_suffix(".spare") if spare else None)
+        self._lines.take_spare()
 
     def emit(self, event: Event) -> None:
         """Write one event as one line; raises NonFiniteError naming a number that is not finite."""
         _refuse_non_finite(event)
         stamped = dataclasses.replace(event, time=event.time or time.time())
-        append_line(self.path, json.dumps(to_json(stamped), allow_nan=False))
+        line = plain_json.line_of(to_json(stamped))
+        self._lines.add(line, must=not isinstance(event, (StepDone, PhaseProgress)))
+        if isinstance(event, FINAL_EVENTS):
+            self._lines.end()
 
 
-def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
+def read_events(path: Path, offset: int = 0, most: int = -1) -> tuple[list[Event], int]:
     """Return the events written after byte `offset`, and the offset to go on from.
 
     A last line without its end is left for the next call; a line torn by a crash is passed over.
+    With `most` about so many bytes are read, but a line at least if there is a whole one.
     """
-    lines, offset = read_lines(path, offset)
+    lines, offset = read_lines(path, offset, most)
     return [from_json(line) for line in lines], offset
-
-
-def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Return the whole JSON-object lines after byte `offset`, and the offset to go on from."""
-    try:
-        with Path(path).open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-    except FileNotFoundError:
-        return [], offset
-    whole = data[: data.rfind(b"\n") + 1]
-    parsed = (_parse(line) for line in whole.splitlines())
-    return [line for line in parsed if line is not None], offset + len(whole)
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line.decode("utf-8"))
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _refuse_non_finite(event: Event) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +17,32 @@ from dreambooth_core.config.schema import JobConfig
 from dreambooth_core.config.serialize import with_absolute_paths
 from dreambooth_core.config.validate import check
 from dreambooth_core.errors import InputError
-from dreambooth_core.job import lock
+from dreambooth_core.job import claims, disk, plain_json
+from dreambooth_core.job.claims import claims_of
 from dreambooth_core.job.commands import Command, send
+from dreambooth_core.job.ended import Traces, how_it_ended
 from dreambooth_core.job.events import FINAL_EVENTS, Event, EventWriter, JobFailed, read_events
+from dreambooth_core.job.formats import PROCESS
+from dreambooth_core.job.full_disk import told_if_full
+from dreambooth_core.job.heartbeat import VOID_SECONDS, heart, seconds_since
 from dreambooth_core.job.interpreter import WorkerPython, module_command, worker_environment
+from dreambooth_core.job.lock import STARTING, Holder
+from dreambooth_core.job.oom_kills import note_kills
 from dreambooth_core.job.overlay import note_use
-from dreambooth_core.job.process import end_process_tree, is_running, start_mark
+from dreambooth_core.job.process import (
+    end_process_tree,
+    is_here,
+    is_running,
+    start_mark,
+    this_machine,
+)
 from dreambooth_core.job.runs import (
     ELSEWHERE,
     Run,
     create_run_folder,
     events_path,
     job_path,
-    lock_name_of,
     log_path,
-    model_of,
     process_path,
     read_run,
     run_ids,
@@ -45,10 +54,7 @@ from dreambooth_core.job.workspace import Workspace
 POLL_SECONDS = 0.1
 STARTING_SECONDS = 30.0
 ENDING_SECONDS = 20.0
-LOG_TAIL_LINES = 5
 WORKER_MODULE = "dreambooth_core.worker"
-LOOKING_KINDS = ("plan",)
-"""Kinds of job that only look at a model, beside whatever job has it."""
 NO_PROCESS = 0
 """Named as the process of a run that ended before it had one."""
 
@@ -60,6 +66,14 @@ class NamedProcess:
     pid: int
     mark: str
     preparing: bool = False
+    kills: dict[str, int] = field(default_factory=dict)
+    """The kernel's counters of processes ended for memory, when it started: see `oom_kills`."""
+    machine: str = field(default_factory=this_machine)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is one of this machine's, so that it can be looked at and ended."""
+        return is_here(self.machine)
 
 
 @dataclass(frozen=True)
@@ -104,19 +118,22 @@ class Job:
     def kill(self) -> None:
         """End the worker at once; nothing is saved."""
         worker = read_process(self.folder)
-        if worker and not worker.preparing and is_running(worker.pid, worker.mark):
+        if worker is None or worker.preparing or not worker.is_here:
+            return
+        if is_running(worker.pid, worker.mark):
             end_process_tree(worker.pid)
 
     def is_running(self) -> bool:
         """Whether the worker process is alive; one that is just being started counts.
 
-        A run whose folder was deleted does not run.
+        One on another machine is, while it keeps the run fresh. A run whose folder was deleted does
+        not run.
         """
         if self.process is not None:
             return self.process.poll() is None
         worker = read_process(self.folder)
         if worker:
-            return worker.pid != NO_PROCESS and is_running(worker.pid, worker.mark)
+            return worker.pid != NO_PROCESS and _is_alive(self.folder, worker)
         try:
             asked = job_path(self.folder).stat().st_mtime
         except FileNotFoundError:
@@ -132,15 +149,10 @@ class Job:
     def death(self) -> JobFailed:
         """Return how a worker ended that is gone without a final event."""
         code = self.process.poll() if self.process is not None else None
-        log = log_path(self.folder)
-        tail = _last_lines(log, LOG_TAIL_LINES)
-        said = f" Its last words:\n{tail}" if tail else ""
-        return JobFailed(
-            message=f"The worker process {_how_it_ended(code)} without finishing.{said}",
-            remedy=f"The log is {log}. A killed worker often means that memory ran out.",
-            error="WorkerDied",
-            exit_code=1,
-        )
+        worker = read_process(self.folder)
+        if worker is None or worker.preparing:
+            return how_it_ended(self.folder, Traces(code=code))
+        return how_it_ended(self.folder, Traces(worker.mark, worker.kills, code))
 
 
 def launch(
@@ -159,6 +171,7 @@ def launch(
         raise
 
 
+@told_if_full("The job")
 def reserve(workspace: Workspace, kind: str, config: JobConfig) -> Job:
     """Check the settings and make the run, whose worker `begin` starts later.
 
@@ -167,44 +180,51 @@ def reserve(workspace: Workspace, kind: str, config: JobConfig) -> Job:
     """
     config = with_absolute_paths(config, Path.cwd())
     check(config, workspace, kind)
-    model = model_of(config)
-    lock_path = model_lock_path(workspace, lock_name_of(config))
-    ours = lock.Holder(os.getpid(), start_mark(os.getpid()), f"starting-{time.time_ns()}", kind)
-    if kind not in LOOKING_KINDS:
-        lock.acquire(lock_path, ours, model)
+    wanted, starting = claims_of(workspace, kind, config), f"{STARTING}{time.time_ns()}"
+    ours = claims.ours(starting, kind)
+    claims.take(wanted, ours)
     try:
         folder = create_run_folder(workspace, kind)
         ours = dataclasses.replace(ours, run_id=folder.name)
-        if kind not in LOOKING_KINDS:
-            lock.hand_over(lock_path, ours)
+        claims.hand_over(wanted, ours, starting)
         _name_process(folder, ours.pid, ours.mark, preparing=True)
         elsewhere = {name: getattr(workspace, name) for name in ELSEWHERE}
         write_run(folder, Run(folder.name, kind, workspace.root, config, **elsewhere))
     except BaseException:
-        lock.release(lock_path, ours.run_id)
+        for run_id in (starting, ours.run_id):
+            claims.give_back(wanted, run_id)
         raise
     return Job(folder.name, folder)
 
 
+@told_if_full("The job")
 def begin(workspace: Workspace, job: Job, worker: WorkerPython | None = None) -> Job:
     """Start the worker of a reserved run; after an error the run is still to be abandoned."""
     worker = worker or WorkerPython()
     run = read_run(job.folder)
     process = _start_worker(job.folder, worker)
-    mark = start_mark(process.pid)
-    note_use(worker.paths, process.pid, mark)
-    _name_process(job.folder, process.pid, mark)
-    holder = lock.Holder(process.pid, mark, job.run_id, run.kind)
-    if run.kind not in LOOKING_KINDS:
-        lock.hand_over(model_lock_path(workspace, run.lock_name), holder)
+    try:
+        mark = start_mark(process.pid)
+        note_use(worker.paths, process.pid, mark)
+        _name_process(job.folder, process.pid, mark)
+        holder = Holder(process.pid, mark, job.run_id, run.kind)
+        claims.hand_over(claims_of(workspace, run.kind, run.config), holder)
+    except BaseException:
+        end_process_tree(process.pid)  # nobody could find it again
+        process.wait(ENDING_SECONDS)
+        raise
     return Job(job.run_id, job.folder, process)
 
 
 def abandon(workspace: Workspace, job: Job, final: Event) -> None:
     """End a reserved run without a worker: `final` says why."""
-    lock.release(model_lock_path(workspace, read_run(job.folder).lock_name), job.run_id)
+    run = read_run(job.folder)
+    claims.give_back(claims_of(workspace, run.kind, run.config), job.run_id)
     EventWriter(events_path(job.folder)).emit(final)
-    _name_process(job.folder, NO_PROCESS, "")
+    try:
+        _name_process(job.folder, NO_PROCESS, "")
+    except OSError:  # on a full disk: without the file it soon counts as ended too
+        disk.remove(process_path(job.folder))
 
 
 def attach(workspace: Workspace, run_id: str) -> Job:
@@ -220,28 +240,48 @@ def attach(workspace: Workspace, run_id: str) -> Job:
 
 
 def running_jobs(workspace: Workspace) -> list[Job]:
-    """Return the jobs whose worker is alive, oldest first."""
+    """Return the jobs whose worker is alive on this machine, oldest first."""
     jobs = [Job(run_id, workspace.run_folder(run_id)) for run_id in run_ids(workspace)]
-    return [job for job in jobs if job.is_running()]
+    return [job for job in jobs if job.is_running() and _is_of_this_machine(job)]
 
 
 def model_lock_path(workspace: Workspace, model: str) -> Path:
     """Return the lock file of a model."""
-    return workspace.jobs_dir / "locks" / f"{model}.lock"
+    return workspace.model(model).lock_path
 
 
 def read_process(folder: Path) -> NamedProcess | None:
     """Return the process of a run; None if none was named yet."""
     try:
-        values = json.loads(process_path(folder).read_text(encoding="utf-8"))
-        return NamedProcess(int(values["pid"]), str(values["mark"]), bool(values.get("preparing")))
-    except (OSError, ValueError, KeyError, TypeError):
+        values = PROCESS.known(plain_json.parse(disk.read(process_path(folder))))
+        kills = {str(path): int(count) for path, count in (values.get("kills") or {}).items()}
+        preparing = bool(values.get("preparing"))
+        pid, mark, machine = int(values["pid"]), str(values["mark"]), str(values["machine"])
+        return NamedProcess(pid, mark, preparing, kills, machine)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
 def _name_process(folder: Path, pid: int, mark: str, preparing: bool = False) -> None:
-    named = NamedProcess(pid, mark, preparing)
-    atomic_write_json(process_path(folder), dataclasses.asdict(named))
+    named = NamedProcess(pid, mark, preparing, {} if preparing else note_kills(pid))
+    atomic_write_json(process_path(folder), PROCESS.stamped(dataclasses.asdict(named)))
+    if preparing:
+        heart().keep(process_path(folder))
+    else:
+        heart().forget(process_path(folder))
+
+
+def _is_alive(folder: Path, named: NamedProcess) -> bool:
+    if named.is_here:
+        return is_running(named.pid, named.mark)
+    with suppress(FileNotFoundError):
+        return seconds_since(process_path(folder)) < VOID_SECONDS
+    return False
+
+
+def _is_of_this_machine(job: Job) -> bool:
+    named = read_process(job.folder)
+    return named is None or named.is_here
 
 
 def _start_worker(folder: Path, worker: WorkerPython) -> subprocess.Popen[bytes]:
@@ -260,22 +300,3 @@ def _start_worker(folder: Path, worker: WorkerPython) -> subprocess.Popen[bytes]
             stderr=subprocess.STDOUT,
             **options,
         )
-
-
-def _how_it_ended(code: int | None) -> str:
-    if code is None:
-        return "ended"
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was killed by signal {-code} ({signal.Signals(-code).name})"
-    except ValueError:
-        return f"was killed by signal {-code}"
-
-
-def _last_lines(path: Path, count: int) -> str:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    return "\n".join(text.strip().splitlines()[-count:])

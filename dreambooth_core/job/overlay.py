@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dreambooth_core.errors import OverlayError
+from dreambooth_core.job import disk
 from dreambooth_core.job.interpreter import (
     PACKAGE_ROOT,
     WorkerPython,
@@ -23,7 +24,7 @@ from dreambooth_core.job.interpreter import (
 from dreambooth_core.job.overlay_state import OverlayState, read_facts, torch_problem
 from dreambooth_core.job.pip_install import Report, install, no_window, pins
 from dreambooth_core.job.process import is_running
-from dreambooth_core.job.storage import atomic_write_json, replace
+from dreambooth_core.job.storage import atomic_write_json, write_file
 
 __all__ = ["Overlay", "OverlayError", "OverlayState", "WorkerPython", "host_overlay", "note_use"]
 
@@ -122,7 +123,7 @@ class Overlay:
         _check_disk(self.root, self.needed_bytes)
         unfinished = self.root / f"{folder.name}.tmp-{os.getpid()}"
         temporary = self.root / f"tmp-{os.getpid()}"
-        temporary.mkdir()
+        disk.make_folder(temporary, new=True)
         steps = len(pins(self.requirements)) + 1
 
         def tell(text: str, done: int, total: int) -> None:
@@ -135,8 +136,8 @@ class Overlay:
             self._write_marker(unfinished)
             self._put_in_place(unfinished, folder)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove_if_possible(unfinished)
+            _remove_if_possible(temporary)
 
     def _self_test(self, folder: Path) -> None:
         """Import everything in a child, as a worker does, and compute a little."""
@@ -182,14 +183,14 @@ class Overlay:
 
     def _put_in_place(self, unfinished: Path, folder: Path) -> None:
         if folder.exists():
-            replace(folder, self.root / f"{folder.name}.old-{os.getpid()}")
-        replace(unfinished, folder)
+            disk.rename(folder, self.root / f"{folder.name}.old-{os.getpid()}")
+        disk.rename(unfinished, folder)
         self._remove_unfinished()
 
     def _state_of(self, folder: Path) -> OverlayState:
         """Judge a folder by the files that its marker lists."""
         try:
-            marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+            marker = json.loads(disk.read(folder / MARKER))
             sizes = {str(name): int(size) for name, size in marker["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             sizes = {}
@@ -211,13 +212,13 @@ class Overlay:
         """Delete overlays of earlier pins that no job uses; the others are for the next time."""
         for path in self._others(folder):
             if not users(path):
-                shutil.rmtree(path, ignore_errors=True)
+                _remove_if_possible(path)
 
     def _remove_unfinished(self) -> None:
         """Delete what processes that were stopped left behind; only called by who is alone."""
         for pattern in ("*.tmp-*", "*.old-*", "tmp-*"):
             for path in self.root.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
+                _remove_if_possible(path)
 
     @contextmanager
     def _alone(self, report: Report) -> Iterator[None]:
@@ -225,7 +226,7 @@ class Overlay:
         # Only here: what only asks for the state works where the package is missing.
         from filelock import FileLock, Timeout
 
-        self.root.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(self.root)
         guard = FileLock(str(self.root / ".lock"))
         while True:
             try:
@@ -250,8 +251,8 @@ def note_use(folders: Sequence[Path], pid: int, mark: str) -> None:
     for folder in folders:
         # A folder that cannot be written to cannot be removed either.
         with suppress(OSError):
-            (folder / USERS).mkdir(exist_ok=True)
-            (folder / USERS / str(pid)).write_text(mark, encoding="utf-8")
+            disk.make_folder(folder / USERS)
+            write_file(folder / USERS / str(pid), mark.encode("utf-8"))
 
 
 def users(folder: Path) -> list[int]:
@@ -259,11 +260,16 @@ def users(folder: Path) -> list[int]:
     found = []
     for note in (folder / USERS).glob("*"):
         with suppress(OSError, ValueError):
-            if is_running(int(note.name), note.read_text(encoding="utf-8")):
+            if is_running(int(note.name), disk.read(note).decode("utf-8")):
                 found.append(int(note.name))
             else:
-                note.unlink()
+                disk.remove(note)
     return found
+
+
+def _remove_if_possible(folder: Path) -> None:
+    with suppress(OSError):
+        disk.remove_folder(folder)
 
 
 def _refuse_in_use(folder: Path) -> None:

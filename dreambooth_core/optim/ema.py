@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dreambooth_core.errors import InputError
+from dreambooth_core.job.memory_errors import during
 
 NUMBERS_AT_ONCE = 2**26
 """How many weights are copied at a time to where the average lies, or to its number format."""
@@ -72,7 +73,8 @@ class ExponentialMovingAverage:
             self._write(self._shadow)
             yield
         finally:
-            self._write(live)
+            with during("", changes_weights=True):
+                self._write(live)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the shadow by parameter name; the tensors are the shadow itself, not copies."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from dreambooth_core.job.memory_errors import during
+
 
 def is_schedule_free(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether an optimizer trains other weights than those that it has learnt."""
@@ -28,11 +30,11 @@ def learnt_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         yield
         return
     learning = [(p, p.detach().clone()) for g in optimizer.param_groups for p in g["params"]]
-    _settle(optimizer)
     try:
+        _settle(optimizer)
         yield
     finally:
-        with torch.no_grad():
+        with torch.no_grad(), during("", changes_weights=True):
             for parameter, value in learning:
                 parameter.copy_(value)
         for group in optimizer.param_groups:

@@ -12,12 +12,13 @@ from PIL import Image
 from dreambooth_core.checkpoint.header import read_header
 from dreambooth_core.config.rules.transfer import is_lora
 from dreambooth_core.config.schema import CompareConfig
-from dreambooth_core.config.serialize import to_dict
+from dreambooth_core.config.serialize import to_kept
 from dreambooth_core.errors import InputError
 from dreambooth_core.families import load_checkpoint, load_components
 from dreambooth_core.families.base import Components
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted, SampleSaved
+from dreambooth_core.job.formats import COMPARISON
 from dreambooth_core.job.history import saved_loras
 from dreambooth_core.job.storage import atomic_write_bytes, atomic_write_json
 from dreambooth_core.job.workspace import ModelFolder
@@ -204,7 +205,8 @@ def _write(
     save_png(_sheet(config, columns, results, measured), grid)
     context.emit(SampleSaved(str(grid), title, config.seed))
     atomic_write_bytes(folder / "compare.md", markdown(title, rows, remarks).encode("utf-8"))
-    atomic_write_json(numbers, {"rows": rows, "remarks": remarks, "settings": to_dict(config)})
+    values = {"rows": rows, "remarks": remarks, "settings": to_kept(config)}
+    atomic_write_json(numbers, COMPARISON.stamped(values))
     keep = best(measured) if measured else 0
     return {
         "model": config.model,

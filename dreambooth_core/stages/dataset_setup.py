@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from dreambooth_core.config.schema import TrainConfig
@@ -12,10 +14,12 @@ from dreambooth_core.families import FAMILIES
 from dreambooth_core.families.base import Components
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted
+from dreambooth_core.stages.full_disk import Room
 from dreambooth_core.stages.requests import Requests
 from dreambooth_core.stages.training_pictures import remarks
 
 PHASE = "caching latents"
+LATENTS = "A picture's latents"
 
 
 def cache_latents(
@@ -45,7 +49,11 @@ def cache_latents(
 
     for line in remarks(config, training_set):
         context.emit(Notice("info", line))
-    cache = LatentCache(model.cache_dir if config.images.cache_latents == "disk" else None)
+    room = Room(config.saving.on_full_disk, context.emit, requests)
+    cache = LatentCache(
+        model.cache_dir if config.images.cache_latents == "disk" else None,
+        partial(room.write, LATENTS),
+    )
     source = LatentSource(
         cache,
         encode,

@@ -74,6 +74,9 @@ def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:
                 take_step(trainer)
     except StopRequested:
         return {"model": config.model, "stopped": True}
+    if trainer.progress.step > trainer.config.learning_rate.warmup_steps:
+        for sentence in trainer.health.stillness():
+            context.warn(sentence)
     parts, loss = rehearsal.parts, trainer.last_loss
     context.emit(Notice(INFO, in_words(loss, parts)))
     return {

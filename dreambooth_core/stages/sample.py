@@ -51,7 +51,7 @@ def choose_source(config: SampleConfig, context: RunContext) -> Source:
     if config.checkpoint:
         path = context.workspace.find_checkpoint(config.checkpoint)
         return Source(load_checkpoint(path, model), path.stem)
-    state = latest_state(model)
+    state = latest_state(model, tell=context.warn)
     if state is None:
         return Source(load_components(model), model.name)
     step = state_progress(state).step

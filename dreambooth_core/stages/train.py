@@ -6,8 +6,10 @@ the arithmetic of steps and epochs in `training_plan.py`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from dreambooth_core.config.schema import TrainConfig
@@ -17,7 +19,8 @@ from dreambooth_core.data.loading import Batch, LatentSource
 from dreambooth_core.families import FAMILIES, load_components
 from dreambooth_core.families.base import Components
 from dreambooth_core.job.context import RunContext
-from dreambooth_core.job.events import Notice, PhaseStarted, PlanMade
+from dreambooth_core.job.events import Notice, PhaseStarted, PlanMade, Resumed
+from dreambooth_core.job.memory_errors import during
 from dreambooth_core.optim.build import set_learning_rates
 from dreambooth_core.optim.lr import lr_factor
 from dreambooth_core.optim.schedule_free import learnt_weights, retire
@@ -30,16 +33,20 @@ from dreambooth_core.stages.device import (
     resolve_device,
 )
 from dreambooth_core.stages.gradients import GradientLimits
+from dreambooth_core.stages.health import Health
 from dreambooth_core.stages.lora_start import Start, begin_with, lora_to_start_from
 from dreambooth_core.stages.lora_training import require_same_adapters
 from dreambooth_core.stages.network_setup import first_norms, keep_norms, prepare_networks
 from dreambooth_core.stages.noise_setup import check_schedule, training_schedule
 from dreambooth_core.stages.optimizer_setup import require_optimizer
+from dreambooth_core.stages.out_of_memory import finished_steps_kept
 from dreambooth_core.stages.pausing import pause
 from dreambooth_core.stages.plan import refuse_or_warn
 from dreambooth_core.stages.prompt_encoder import make_prompt_encoder
+from dreambooth_core.stages.recovery import watched, with_retreats
 from dreambooth_core.stages.requests import Requests, StopRequested
-from dreambooth_core.stages.saved_states import Progress, state_to_resume
+from dreambooth_core.stages.saved_states import Progress
+from dreambooth_core.stages.session import Session
 from dreambooth_core.stages.training_output import (
     report_step,
     write_checkpoint_file,
@@ -69,10 +76,11 @@ from dreambooth_core.stages.training_setup import (
     prepare_rounding_optimizer,
     step_batches,
 )
-from dreambooth_core.stages.training_state import TrainingState, load_state
+from dreambooth_core.stages.training_state import TrainingState, load_newest
 from dreambooth_core.stages.training_step import (
     Objective,
     StepResult,
+    non_finite,
     train_step,
     weighed_in_epoch,
 )
@@ -80,15 +88,21 @@ from dreambooth_core.stages.training_step import (
 
 def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:
     """Train a model as `config` says and return a summary; ends early when told to."""
-    requests = Requests(context.commands)
+    requests, session = Requests(context.commands), Session()
     require_support(config.precision, resolve_device(config.precision.device))
+
+    def attempt() -> dict[str, Any]:
+        trainer = prepare(config, context, requests, session=session)
+        keep = partial(save_state_if_new, trainer)
+        with finished_steps_kept(trainer, keep), watched(trainer, keep):
+            return finish(trainer, train(trainer))
+
     try:
         refuse_or_warn(config, context, requests)
-        trainer = prepare(config, context, requests)
+        return with_retreats(config, context, session, attempt)
     except StopRequested:
-        return {"model": config.model, "run_id": context.run_id, "steps": 0, "stopped": True}
-    finished = train(trainer)
-    return finish(trainer, finished)
+        steps = session.step
+        return {"model": config.model, "run_id": context.run_id, "steps": steps, "stopped": True}
 
 
 def find_pictures(
@@ -100,7 +114,7 @@ def find_pictures(
 ) -> tuple[TrainingSet, LatentSource]:
     """Return a run's pictures and latents; the untouched model paints the class images it lacks."""
     quantum = FAMILIES[components.family].quantum(components)
-    class_images = ensure_class_images(config, context, components)
+    class_images = ensure_class_images(config, context, components, requests)
     if class_images.stopped:
         raise StopRequested
     training_set = arrange(config, instances, find_class_images(config, quantum, class_images))
@@ -112,16 +126,18 @@ def prepare(
     context: RunContext,
     requests: Requests,
     find: Callable[..., tuple[TrainingSet, LatentSource]] = find_pictures,
+    session: Session | None = None,
 ) -> Trainer:
     """Put a run together up to its first step; raises StopRequested if told to end before it.
 
-    `find` takes what `find_pictures` does.
+    `find` takes what `find_pictures` does. A session that went back tells where to go on from.
     """
+    session = session or Session()
     # -- load
     accelerator = make_accelerator(config)
     device = accelerator.device
     require_optimizer(config, device)
-    state = find_state(config, context)
+    state = find_state(config, context, session)
     components = load_components(context.workspace.model(config.model))
     apply_precision(config.precision, components)
     check_schedule(config.loss, components)
@@ -131,7 +147,7 @@ def prepare(
     # -- plan
     quantum = FAMILIES[components.family].quantum(components)
     instances = find_instances(config, quantum)
-    plan = plan_run(config, instances, state.progress if state else Progress())
+    plan = session.begin(plan_run(config, instances, state.progress if state else Progress()))
     context.emit(PlanMade(plan_lines(config, plan, context.workspace)))
 
     # -- pictures: class images, dataset and cache
@@ -161,6 +177,8 @@ def prepare(
         norms=norms,
         progress=plan.start,
         requests=requests,
+        session=session,
+        health=Health.of(parts),
     )
 
 
@@ -179,6 +197,7 @@ def plan_run(config: TrainConfig, instances: Sequence[Example], start: Progress)
 
 def train(trainer: Trainer) -> bool:
     """Step to the end of the plan and return True, or False if it is not reached by this run."""
+    trainer.session.start_clock()
     trainer.context.emit(PhaseStarted("training", trainer.plan.total_steps, "steps"))
     while trainer.progress.step < trainer.plan.last_step:
         if answer_commands(trainer):
@@ -194,26 +213,32 @@ def take_step(trainer: Trainer) -> None:
     freeze_text_encoder_if_due(trainer)
     began, epoch = time.monotonic(), trainer.progress.epoch
     batches = next_batches(trainer)
-    rates = set_learning_rates(trainer.optimizer, learning_rate_factor(trainer))
+    factor = trainer.session.retreats.factor * learning_rate_factor(trainer)
+    rates = set_learning_rates(trainer.optimizer, factor)
+    if not all(map(math.isfinite, rates.values())):
+        raise non_finite("learning rate", trainer.progress.step)
     result = make_step(trainer, batches)
-    if trainer.norms is not None:
-        keep_norms(trainer.norms, trainer.components.unet)
-    trainer.progress = trainer.plan.after(trainer.progress)
-    if trainer.ema is not None:
-        with learnt_weights(trainer.optimizer):
-            trainer.ema.update(trainer.progress.step)
+    with during("", changes_weights=True):
+        if trainer.norms is not None:
+            keep_norms(trainer.norms, trainer.components.unet)
+        trainer.progress = trainer.plan.after(trainer.progress)
+        if trainer.ema is not None:
+            with learnt_weights(trainer.optimizer):
+                trainer.ema.update(trainer.progress.step)
     report_step(trainer, epoch, result, rates, time.monotonic() - began)
+    step, loss, norm = trainer.progress.step, result.loss, result.grad_norm
+    for warning in trainer.health.after_step(step, loss, rates, norm):
+        trainer.context.warn(warning)
 
 
 def finish(trainer: Trainer, finished: bool) -> dict[str, Any]:
     """Save what the run ends with and return its summary."""
     saving, step = trainer.config.saving, trainer.progress.step
-    if step > trainer.plan.start.step:
-        if step not in trainer.states:
-            write_state(trainer)
+    if step > trainer.session.first_step:
         wanted = saving.save_at_end if finished else saving.save_on_stop
+        finished = save_state_if_new(trainer, last=True) and finished
         if wanted and step not in trainer.checkpoints:
-            write_checkpoint_file(trainer)
+            finished = write_checkpoint_file(trainer, last=True) and finished
     summary: dict[str, Any] = {
         "model": trainer.config.model,
         "run_id": trainer.context.run_id,
@@ -222,25 +247,44 @@ def finish(trainer: Trainer, finished: bool) -> dict[str, Any]:
         "total_steps": trainer.plan.total_steps,
         "loss": trainer.last_loss,
         "loras" if trainer.config.lora.enabled else "checkpoints": [
-            str(path) for path in trainer.checkpoints.values()
+            str(path) for path in (*trainer.session.left_behind, *trainer.checkpoints.values())
         ],
         "state": str(trainer.states[step]) if step in trainer.states else "",
-        "seconds": round(time.monotonic() - trainer.started, 3),
+        "seconds": round(time.monotonic() - trainer.session.began, 3),
     }
+    still = trainer.health.stillness()
+    for sentence in still:
+        trainer.context.warn(sentence)
+    summary.update({"unchanged": still} if still else {})
     return summary if finished else {**summary, "stopped": True}
 
 
-def find_state(config: TrainConfig, context: RunContext) -> TrainingState | None:
-    """Return the newest intact state if the run is to go on from it."""
+def save_state_if_new(trainer: Trainer, *, last: bool = False) -> bool:
+    """Write the state after the last step unless it is written or was gone on from.
+
+    Returns False if there is no room for it, and the run goes on or ends without.
+    """
+    step = trainer.progress.step
+    is_new = step > trainer.plan.start.step and step not in trainer.states
+    return write_state(trainer, last=last) if is_new else True
+
+
+def find_state(config: TrainConfig, context: RunContext, session: Session) -> TrainingState | None:
+    """Return the state that the run is to go on from, if any: the newest intact one."""
+    if session.went_back:
+        return session.take_state()
     if not config.resume:
         return None
-    path = state_to_resume(context.workspace.model(config.model))
-    state = load_state(path)
+    path, state = load_newest(context.workspace.model(config.model), tell=context.warn)
     require_same_adapters(config, state.settings)
+    context.emit(Resumed(path.parent.name, state.progress.step))
     context.emit(Notice("info", f"Goes on from {path}, step {state.progress.step}."))
     changed = changed_settings(config, state)
     if changed:
         context.emit(changed)
+    session.retreats = state.retreats.under(config, state.settings)
+    if session.retreats.steps:
+        context.emit(Notice("info", session.retreats.in_words()))
     return state
 
 
@@ -282,12 +326,13 @@ def freeze_text_encoder_if_due(trainer: Trainer) -> None:
 def next_batches(trainer: Trainer) -> list[Batch]:
     """Return the next step's micro-batches, their latents from the cache."""
     step = next(trainer.upcoming)
+    trainer.current = step.samples
     batches = (trainer.latents.batch(part) for part in step.micro_batches)
     return [weighed_in_epoch(batch, trainer.config.loss, step.epoch) for batch in batches]
 
 
 def learning_rate_factor(trainer: Trainer) -> float:
-    """Return what the next step's learning rates are multiplied by."""
+    """Return what the schedule multiplies the next step's learning rates by."""
     settings = trainer.config.learning_rate
     return lr_factor(
         settings.schedule,

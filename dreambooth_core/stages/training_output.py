@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -11,23 +12,32 @@ import torch
 from PIL import Image
 
 from dreambooth_core.checkpoint.file import WrittenFile
-from dreambooth_core.config.serialize import to_dict
+from dreambooth_core.config.serialize import to_kept
+from dreambooth_core.errors import NonFiniteError
 from dreambooth_core.families import FAMILIES
 from dreambooth_core.job.events import (
+    WARNING,
     CheckpointSaved,
     LoraSaved,
+    Notice,
     PhaseProgress,
     PhaseStarted,
     SampleSaved,
     StateSaved,
     StepDone,
 )
+from dreambooth_core.job.lineage import runs_before
+from dreambooth_core.job.memory_errors import during
+from dreambooth_core.job.workspace import ModelInfo
 from dreambooth_core.optim.schedule_free import learnt_weights
 from dreambooth_core.stages.checkpoint_entries import Averages
+from dreambooth_core.stages.disk import require_space
+from dreambooth_core.stages.full_disk import tensor_bytes
 from dreambooth_core.stages.lora_metadata import pictures_metadata, trained_lora_metadata
 from dreambooth_core.stages.lora_training import save_lora
 from dreambooth_core.stages.model_card import write_card
 from dreambooth_core.stages.optimizer_setup import optimizer_memory
+from dreambooth_core.stages.out_of_memory import SAVING_FILE, SAVING_STATE, left_out_if_short
 from dreambooth_core.stages.png import save_png
 from dreambooth_core.stages.run_metadata import run_metadata
 from dreambooth_core.stages.sampling import generate, picture_info
@@ -44,6 +54,9 @@ from dreambooth_core.stages.training_state import (
 from dreambooth_core.stages.training_step import StepResult
 
 PREVIEWS_PHASE = "previews"
+CHECKPOINT_PHASE = "saving checkpoint"
+STATE_PHASE = "saving training state"
+STATE = "The training state"
 
 
 def report_step(
@@ -71,10 +84,19 @@ def report_step(
     )
 
 
-def write_checkpoint_file(trainer: Trainer) -> Path:
-    """Write what has been learnt, or its EMA, as a checkpoint or LoRA for the WebUI."""
-    with learnt_weights(trainer.optimizer):
-        return _write_checkpoint_file(trainer)
+def write_checkpoint_file(trainer: Trainer, *, last: bool = False) -> bool:
+    """Write what has been learnt, or its EMA, as a checkpoint or LoRA for the WebUI.
+
+    Returns whether it is written: `last` and a full disk decide it (`full_disk.Room`).
+    """
+
+    def write() -> None:
+        trainer.context.emit(PhaseStarted(CHECKPOINT_PHASE))
+        with during(SAVING_FILE), learnt_weights(trainer.optimizer):
+            _write_checkpoint_file(trainer)
+
+    what = "LoRA" if trainer.config.lora.enabled else "checkpoint"
+    return trainer.room.write(f"The {what} of step {trainer.progress.step}", write, last=last)
 
 
 def _write_checkpoint_file(trainer: Trainer) -> Path:
@@ -124,26 +146,36 @@ def _averages(trainer: Trainer) -> Averages | None:
     return Averages(weights, trainer.config.ema.decay, trainer.progress.step)
 
 
-def write_state(trainer: Trainer) -> Path:
-    """Write everything that a later run needs to go on from here."""
+def write_state(trainer: Trainer, *, last: bool = False) -> bool:
+    """Write everything that a later run needs to go on from here; return whether it is written."""
+    what = f"{STATE} of step {trainer.progress.step}"
+    return trainer.room.write(what, lambda: _write_state(trainer), last=last)
+
+
+@during(SAVING_STATE)
+def _write_state(trainer: Trainer) -> None:
+    trainer.context.emit(PhaseStarted(STATE_PHASE))
     scaler = trainer.accelerator.scaler
     state = TrainingState(
         progress=trainer.progress,
         seed=trainer.config.seed,
-        settings=to_dict(trainer.config),
+        settings=to_kept(trainer.config),
         weights=trainer.live_weights(),
         ema=trainer.ema.state_dict() if trainer.ema is not None else {},
         optimizer=optimizer_memory(trainer.optimizer),
         loss_scaler=scaler.state_dict() if scaler is not None else {},
+        retreats=trainer.session.retreats,
     )
     run_id = trainer.context.run_id
+    needed = tensor_bytes([state.weights, state.ema, state.optimizer])
+    require_space(trainer.model.states_dir, needed, STATE)
     with learnt_weights(trainer.optimizer):
         path = save_state(trainer.model, run_id, state)
-    keep_newest(trainer.model, run_id, trainer.config.saving.keep_states)
+    before = runs_before(trainer.context.folder)
+    keep_newest(trainer.model, run_id, trainer.config.saving.keep_states, before)
     trainer.states[trainer.progress.step] = path
     _remember_progress(trainer)
     trainer.context.emit(StateSaved(str(path), trainer.progress.step))
-    return path
 
 
 def write_previews(trainer: Trainer) -> list[Path]:
@@ -157,15 +189,33 @@ def write_previews(trainer: Trainer) -> list[Path]:
     folder = trainer.model.samples_dir / trainer.context.run_id
     paths = []
     emit(PhaseStarted(PREVIEWS_PHASE, len(prompts), "images"))
-    with _ready_to_draw(trainer):
+    with (
+        left_out_if_short(trainer, PREVIEWS_PHASE),
+        _ready_to_draw(trainer),
+        _unless_drawn_as_nan(trainer),
+    ):
         pictures = _draw(trainer, prompts)
         for seed, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True), first_seed):
             path = preview_file(folder, step, seed - first_seed)
-            save_png(picture, path, _picture_text(trainer, prompt, seed, picture))
+            text = _picture_text(trainer, prompt, seed, picture)
+            what = f"A preview of step {step}"
+            if not trainer.room.write(what, partial(save_png, picture, path, text)):
+                continue
             paths.append(path)
             emit(SampleSaved(str(path), prompt, seed, step))
             emit(PhaseProgress(PREVIEWS_PHASE, len(paths), len(prompts)))
     return paths
+
+
+@contextmanager
+def _unless_drawn_as_nan(trainer: Trainer) -> Iterator[None]:
+    """Tell of a picture that holds NaN, and go on: it is not what is learnt from."""
+    try:
+        yield
+    except NonFiniteError as error:
+        trainer.context.emit(
+            Notice(WARNING, f"A preview of step {trainer.progress.step} was not drawn: {error}")
+        )
 
 
 def _draw(trainer: Trainer, prompts: Sequence[str]) -> Iterator[Image.Image]:
@@ -209,9 +259,9 @@ def _ready_to_draw(trainer: Trainer) -> Iterator[None]:
     averaged = ema is not None and trainer.config.previews.use_ema
     weights = ema.swapped_in() if ema is not None and averaged else nullcontext()
     with learnt_weights(trainer.optimizer), weights, trainer.accelerator.autocast():
-        for module in resting:
-            module.to(device)
         try:
+            for module in resting:
+                module.to(device)
             yield
         finally:
             for module in resting:
@@ -220,10 +270,12 @@ def _ready_to_draw(trainer: Trainer) -> Iterator[None]:
 
 def _remember_progress(trainer: Trainer) -> None:
     """Note in the model's `model.json` how far it is trained and by which run."""
-    info = trainer.model.read_info()
-    info.steps, info.epochs = trainer.progress.step, trainer.progress.epoch
-    info.last_run = trainer.context.run_id
-    trainer.model.write_info(info)
+
+    def note(info: ModelInfo) -> None:
+        info.steps, info.epochs = trainer.progress.step, trainer.progress.epoch
+        info.last_run = trainer.context.run_id
+
+    trainer.model.change_info(note)
 
 
 def _memory_mb(device: torch.device) -> float:

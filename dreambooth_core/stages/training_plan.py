@@ -77,7 +77,8 @@ def make_plan(
         raise InputError(
             f"The state to resume from has {start.step} steps and {start.epoch} epochs done, which"
             " is all that the settings ask for.",
-            remedy=f"Raise {field} to train on, or start a new run without resume.",
+            remedy=f"Raise {field} to train on, save a checkpoint of it (Generate checkpoint), or"
+            " start a new run without resume.",
             field=field,
         )
     return TrainingPlan(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.config.serialize import from_dict, to_dict
-from dreambooth_core.data.dataset import StepBatch, TrainingSet
+from dreambooth_core.data.dataset import Sample, StepBatch, TrainingSet
 from dreambooth_core.data.loading import LatentSource
 from dreambooth_core.diffusion.noise import stream
 from dreambooth_core.families.base import Components
@@ -28,10 +28,13 @@ from dreambooth_core.optim.ema import ExponentialMovingAverage
 from dreambooth_core.optim.rounding import StochasticRounding, taken_for_fp32
 from dreambooth_core.optim.spectral import SpectralNorms
 from dreambooth_core.stages.device import resolve_device
+from dreambooth_core.stages.full_disk import Room
+from dreambooth_core.stages.health import Health
 from dreambooth_core.stages.optimizer_setup import begins_anew, prepare_optimizer
 from dreambooth_core.stages.prompt_encoder import PromptEncoder
 from dreambooth_core.stages.requests import Requests
 from dreambooth_core.stages.saved_states import Progress
+from dreambooth_core.stages.session import Session
 from dreambooth_core.stages.training_pictures import all_prompts
 from dreambooth_core.stages.training_plan import TrainingPlan
 from dreambooth_core.stages.training_state import Tensors, TrainingState
@@ -42,7 +45,10 @@ SPEED_WINDOW_STEPS = 50
 
 @dataclass
 class Trainer:
-    """A run in progress. `parts` are the trained networks, in the order of their groups."""
+    """A run in progress. `parts` are the trained networks, in the order of their groups.
+
+    `current` are the examples of the step that was begun last.
+    """
 
     config: TrainConfig
     context: RunContext
@@ -58,16 +64,31 @@ class Trainer:
     norms: SpectralNorms | None
     progress: Progress
     requests: Requests
-    started: float = field(default_factory=time.monotonic)
+    session: Session
+    health: Health
+    current: list[Sample] = field(default_factory=list)
     step_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SPEED_WINDOW_STEPS))
-    checkpoints: dict[int, Path] = field(default_factory=dict)
-    states: dict[int, Path] = field(default_factory=dict)
     last_loss: float = 0.0
 
     @property
     def components(self) -> Components:
         """The model being trained."""
         return self.objective.components
+
+    @property
+    def checkpoints(self) -> dict[int, Path]:
+        """The checkpoints that the session has written, by step."""
+        return self.session.checkpoints
+
+    @property
+    def states(self) -> dict[int, Path]:
+        """The training states that the session has written, by step."""
+        return self.session.states
+
+    @cached_property
+    def room(self) -> Room:
+        """Writes the run's files, and knows what to do when a disk is full."""
+        return Room(self.config.saving.on_full_disk, self.context.emit, self.requests)
 
     @property
     def model(self) -> ModelFolder:

@@ -9,6 +9,13 @@ from typing import Any
 
 import gradio as gr
 
+from dreambooth_core.config.pictures import (
+    DECODER_ERRORS,
+    IMAGE_FORMATS,
+    MOST_PIXELS,
+    why_not_opened,
+)
+
 MAJOR = int(gr.__version__.partition(".")[0])
 HAS_TIMER = hasattr(gr, "Timer")
 THUMBNAIL_PIXELS = 256
@@ -140,9 +147,18 @@ def thumbnail(path: Path, pixels: int = THUMBNAIL_PIXELS) -> Any:
     """
     from PIL import Image, ImageOps  # comes with Gradio, and is not needed to build the page
 
-    with Image.open(path) as image:
-        image.draft("RGB", (pixels * 2, pixels * 2))
-        small = ImageOps.exif_transpose(image).convert("RGB")
+    reason = why_not_opened(path)
+    if reason:
+        raise OSError(f"{path}: {reason}")
+    Image.init()
+    try:
+        with Image.open(path, formats=[n for n in IMAGE_FORMATS if n in Image.OPEN]) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise OSError(f"{path} is too large")
+            image.draft("RGB", (pixels * 2, pixels * 2))
+            small = ImageOps.exif_transpose(image).convert("RGB")
+    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
+        raise OSError(f"{path} cannot be shown: {error}") from error
     small.thumbnail((pixels, pixels))
     return small
 

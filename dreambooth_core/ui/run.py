@@ -32,6 +32,8 @@ from dreambooth_core.ui.run_html import (
 )
 
 POLL_SECONDS = 1.0
+READS_PER_LOOK = 4
+"""So much of a long run is read at a look; the next look goes on with it."""
 PICTURES = 24
 PICTURE_PIXELS = 384
 LOG_LINES = 100
@@ -198,7 +200,7 @@ class RunPanel:
             if self._reader is None or self._reader.folder != job.folder:
                 self._reader = RunReader(job.folder, job)
             self._reader.job = job
-            return self._reader.poll(), job.folder
+            return self._reader.poll(READS_PER_LOOK), job.folder
 
     def refresh(self, seen: dict[str, Any]) -> Updates:
         """Return what changed since this page was last told; `seen` remembers what it was told."""
@@ -264,7 +266,7 @@ class RunPanel:
             return note("The job was ended at once; nothing more is saved.", "warning")
         try:
             job.send(Command(name))
-        except OSError as error:
+        except (OSError, DreamboothError) as error:
             return note(f"The job could not be told: {error}", "error")
         return note(ANSWERS[name])
 

@@ -80,7 +80,7 @@ def progress_html(
         return f'{STYLE}<div class="dreambooth-run">{cause}</div>'
     parts = [_head(view), _bar(view), _numbers(view, preparing)]
     if view.state == "failed":
-        parts.append(_cause(view.message, view.remedy))
+        parts.append(_cause(view.message, view.remedy, view.kept))
     parts += [_notice(notice.message) for notice in view.notices[-SHOWN_NOTICES:]]
     if log and not view.ended:
         parts.append(log_html(log))
@@ -218,9 +218,9 @@ def _is_comparison(view: RunView) -> bool:
     return "grid" in view.summary
 
 
-def _cause(message: str, remedy: str) -> str:
+def _cause(message: str, remedy: str, kept: Sequence[str] = ()) -> str:
     said = f"<strong>{escape(message)}</strong>"
-    helped = f"\n{escape(remedy)}" if remedy else ""
+    helped = "".join(f"\n{escape(line)}" for line in (remedy, *kept) if line)
     hint = "\nThe last lines of the log are below, under Log."
     return f'<div class="dreambooth-run-cause" role="alert">{said}{helped}{hint}</div>'
 

@@ -14,7 +14,7 @@ from dreambooth_core.config.pictures import picture_files, read_folder_name
 from dreambooth_core.config.rules.optimizer import learning_rate_fields
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.config.sections.optimizer import SELF_TUNING_OPTIMIZERS
-from dreambooth_core.errors import DreamboothError
+from dreambooth_core.errors import DreamboothError, InputError
 from dreambooth_core.optim.lr import lr_factor
 from dreambooth_core.ui.gradio_compat import listen
 from dreambooth_core.ui.messages import hint
@@ -98,7 +98,10 @@ def _shown_images(concept: Concept) -> int:
     folder = Path(concept.instance_folder).expanduser()
     if not concept.instance_folder or not folder.is_dir():
         return 0
-    return sum(_repeats(concept, path, folder) for path in picture_files(folder))
+    try:
+        return sum(_repeats(concept, path, folder) for path in picture_files(folder))
+    except InputError:  # said when the training is started
+        return 0
 
 
 def _repeats(concept: Concept, picture: Path, folder: Path) -> int:

@@ -7,6 +7,7 @@ is, are in the page's own state.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -15,7 +16,7 @@ from dreambooth_core.config.concept import Concept
 from dreambooth_core.config.schema import ImagesSection, TrainConfig
 from dreambooth_core.config.serialize import from_dict, to_dict
 from dreambooth_core.config.settings_store import concept_title, keep_settings, kept_settings
-from dreambooth_core.errors import ConfigError, DreamboothError, Problem
+from dreambooth_core.errors import ConfigError, DreamboothError, NewerVersionError, Problem
 from dreambooth_core.job.workspace import ModelFolder, ModelInfo, Workspace
 from dreambooth_core.ui.controls import Fields
 from dreambooth_core.ui.gradio_compat import make
@@ -130,9 +131,10 @@ def first_settings(info: ModelInfo) -> TrainConfig:
 
 
 def keep(folder: ModelFolder, config: TrainConfig) -> None:
-    """Keep settings for a model that is still there."""
+    """Keep settings for a model that is still there; those of a newer version stay, as was told."""
     if folder.exists():
-        keep_settings(folder, config)
+        with suppress(NewerVersionError):
+            keep_settings(folder, config)
 
 
 def require_model(config: TrainConfig) -> TrainConfig:

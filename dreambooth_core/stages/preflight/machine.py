@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from dreambooth_core.job.oom_kills import memory_groups
+
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+GROUP_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    2: ("memory.max", "memory.current"),
+}
+"""By the version of the groups of processes; without a limit it is far more than any memory."""
 QUERY = ("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 PATIENCE_SECONDS = 10.0
 MIB = 2**20
@@ -87,9 +95,20 @@ def visible(gpus: list[tuple[str, int]], chosen: str | None) -> list[tuple[str, 
 def free_ram() -> int:
     """Return the bytes that a new process can take of the main memory."""
     free = int(psutil.virtual_memory().available)
+    return min([free, *(room for room in map(_room, _limits()) if room is not None)])
+
+
+def _limits() -> Iterator[tuple[Path, Path]]:
+    """Yield the files with the limit and the use of each group that this process may be in."""
+    yield CGROUP_LIMIT, CGROUP_LIMIT.with_name("memory.current")
+    for version, folder in memory_groups():
+        limit, used = GROUP_FILES[version]
+        yield folder / limit, folder / used
+
+
+def _room(files: tuple[Path, Path]) -> int | None:
     try:
-        limit = CGROUP_LIMIT.read_text(encoding="ascii").strip()
-        used = CGROUP_LIMIT.with_name("memory.current").read_text(encoding="ascii").strip()
+        limit, used = (path.read_text(encoding="ascii").strip() for path in files)
     except OSError:
-        return free
-    return min(free, max(0, int(limit) - int(used))) if limit.isdigit() else free
+        return None
+    return max(0, int(limit) - int(used)) if limit.isdigit() else None

@@ -33,6 +33,18 @@ def unreadable(looks: Sequence[Look]) -> Iterator[Finding]:
         yield Finding(ERROR, f"{more} more pictures cannot be read.", "Replace or remove them.")
 
 
+def animated(looks: Sequence[Look]) -> Iterator[Finding]:
+    """Yield what is to be said of pictures that move."""
+    moving = [look.path for look in looks if look.animated]
+    if moving:
+        yield Finding(
+            INFO,
+            f"{count(len(moving), 'picture')} animated: {named(moving)}. Training shows the first"
+            " frame.",
+            "Save other frames as pictures of their own, if they are to be learned.",
+        )
+
+
 def too_small(looks: Sequence[Look], resolution: int) -> Iterator[Finding]:
     """Yield what is to be said of pictures that are smaller than they are trained at."""
     small = [look for look in looks if look.enlargement > SLIGHTLY]

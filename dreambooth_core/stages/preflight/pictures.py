@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageFilter, ImageOps, ImageStat
 
 from dreambooth_core.data.buckets import Size, assign
-from dreambooth_core.data.picture_files import has_alpha, opened
+from dreambooth_core.data.picture_files import has_alpha, is_animated, opened
 from dreambooth_core.errors import InputError
 
 MOST_THREADS = 8
@@ -50,6 +50,7 @@ class Look:
     fingerprint: Fingerprint = Fingerprint(0, b"")
     problem: str = ""
     remedy: str = ""
+    animated: bool = False
 
     @property
     def enlargement(self) -> float:
@@ -78,12 +79,13 @@ def look_at(path: Path, buckets: Sequence[Size], *, measured: bool = True) -> Lo
             if not measured:
                 image.draft("L", (1, 1))  # a JPEG at an eighth of its size: read to its end
                 image.load()
-                return Look(path, size, bucket)
+                return Look(path, size, bucket, animated=is_animated(image))
             small = _reduced(image, max(bucket))
+            animated = is_animated(image)
     except InputError as error:
         return Look(path, problem=error.message, remedy=error.remedy)
     gray = small.convert("L")
-    return Look(path, size, bucket, sharpness(gray), fingerprint(small))
+    return Look(path, size, bucket, sharpness(gray), fingerprint(small), animated=animated)
 
 
 def upright_size(image: Image.Image) -> Size:

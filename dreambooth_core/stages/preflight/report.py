@@ -39,6 +39,7 @@ from dreambooth_core.stages.preflight.machine import Machine
 from dreambooth_core.stages.preflight.memory import Estimate
 from dreambooth_core.stages.preflight.memory_checks import scarce_memory
 from dreambooth_core.stages.preflight.picture_checks import (
+    animated,
     blurry,
     near_duplicates,
     shared_files,
@@ -76,6 +77,7 @@ def check_files(config: TrainConfig, context: RunContext, requests: Requests) ->
     for concept, pictures, classes in zip(config.concepts, instances, own, strict=True):
         found = [looks[path] for path in pictures if not looks[path].problem]
         findings += _unreadable_captions(config, concept, pictures)
+        findings += animated(found)
         findings += too_small(found, config.images.resolution)
         findings += blurry(found)
         findings += near_duplicates(found)

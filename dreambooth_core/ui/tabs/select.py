@@ -163,7 +163,8 @@ def _trained(info: ModelInfo) -> str:
 def _run_cells(past: PastRun) -> tuple[object, ...]:
     day, _, clock = past.run.run_id.partition("-")
     when = f"{day[:4]}-{day[4:6]}-{day[6:8]} {clock[:2]}:{clock[2:4]}"
-    return when, past.run.kind, past.step or "", past.outcome
+    steps = f"{past.resumed.step} → {past.step}" if past.resumed else past.step or ""
+    return when, past.run.kind, steps, past.outcome
 
 
 def readable_info(workspace: Workspace, name: str) -> ModelInfo | None:
