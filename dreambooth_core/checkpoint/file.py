@@ -57,11 +57,11 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }
 """Dtypes that can become tensors; the others pass through as bytes."""
 
-EXPONENTS = {
-    "F16": (np.uint16, 0x7C00),
-    "BF16": (np.uint16, 0x7F80),
-    "F32": (np.uint32, 0x7F800000),
-    "F64": (np.uint64, 0x7FF0000000000000),
+EXPONENTS: dict[str, np.unsignedinteger[Any]] = {
+    "F16": np.uint16(0x7C00),
+    "BF16": np.uint16(0x7F80),
+    "F32": np.uint32(0x7F800000),
+    "F64": np.uint64(0x7FF0000000000000),
 }
 """The bits of a number's exponent; all are set in NaN and infinity, and in no other (IEEE 754)."""
 
@@ -319,12 +319,12 @@ def is_finite(chunk: Buffer, dtype: str) -> bool:
     """Return whether all numbers of the chunk are finite; true for dtypes that are not floats."""
     if dtype not in FLOATING or not len(chunk):
         return True
-    kind, exponent = EXPONENTS[dtype]
-    numbers: np.ndarray[Any, Any] = np.frombuffer(chunk, dtype=kind)
-    exponents = np.empty(min(len(numbers), LOOKED_AT), dtype=kind)
+    exponent = EXPONENTS[dtype]
+    numbers: np.ndarray[Any, Any] = np.frombuffer(chunk, dtype=exponent.dtype)
+    exponents = np.empty(min(len(numbers), LOOKED_AT), dtype=exponent.dtype)
     for start in range(0, len(numbers), LOOKED_AT):
         part = numbers[start : start + LOOKED_AT]
-        if np.bitwise_and(part, kind(exponent), out=exponents[: len(part)]).max() == exponent:
+        if np.bitwise_and(part, exponent, out=exponents[: len(part)]).max() == exponent:
             return False
     return True
 

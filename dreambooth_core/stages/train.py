@@ -239,7 +239,16 @@ def finish(trainer: Trainer, finished: bool) -> dict[str, Any]:
         finished = save_state_if_new(trainer, last=True) and finished
         if wanted and step not in trainer.checkpoints:
             finished = write_checkpoint_file(trainer, last=True) and finished
-    summary: dict[str, Any] = {
+    summary = summary_of(trainer)
+    return summary if finished else {**summary, "stopped": True}
+
+
+def summary_of(trainer: Trainer) -> dict[str, Any]:
+    """Return what a run came to, after a warning of each network that has not changed."""
+    step, still = trainer.progress.step, trainer.health.stillness()
+    for sentence in still:
+        trainer.context.warn(sentence)
+    return {
         "model": trainer.config.model,
         "run_id": trainer.context.run_id,
         "steps": step,
@@ -251,12 +260,8 @@ def finish(trainer: Trainer, finished: bool) -> dict[str, Any]:
         ],
         "state": str(trainer.states[step]) if step in trainer.states else "",
         "seconds": round(time.monotonic() - trainer.session.began, 3),
+        **({"unchanged": still} if still else {}),
     }
-    still = trainer.health.stillness()
-    for sentence in still:
-        trainer.context.warn(sentence)
-    summary.update({"unchanged": still} if still else {})
-    return summary if finished else {**summary, "stopped": True}
 
 
 def save_state_if_new(trainer: Trainer, *, last: bool = False) -> bool:
