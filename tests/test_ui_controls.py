@@ -112,7 +112,9 @@ def test_settings_go_round_unchanged() -> None:
     assert back == config
 
 
-TEXTS = st.text(st.characters(exclude_characters=[LINE_BREAK, "\r"], exclude_categories=["Cs"]))
+TEXTS = st.text(
+    st.characters(exclude_characters=[LINE_BREAK, "\r", "\0"], exclude_categories=["Cs"])
+)
 PROMPTS = st.lists(TEXTS.filter(lambda text: text.strip()), max_size=4)
 
 
