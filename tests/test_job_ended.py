@@ -25,8 +25,10 @@ from dreambooth_core.job.events import (
     SampleSaved,
     StateSaved,
     StepDone,
+    spare_path,
 )
 from dreambooth_core.job.kept import Kept, read_kept
+from dreambooth_core.job.launcher import Job
 from dreambooth_core.job.oom_kills import LIKELY, SURE, UNKNOWN, killed_since, note_kills
 from dreambooth_core.job.process import start_mark
 from dreambooth_core.job.runs import Run, create_run_folder, events_path, write_run
@@ -251,3 +253,10 @@ def test_where_no_kills_are_counted_memory_is_named_as_a_guess(tmp_path: Path) -
     assert ended.OFTEN_MEMORY not in how_it_ended(tmp_path, Traces(code=3)).remedy
     counted = Traces(kills={str(tmp_path / "counter"): 0}, code=-9)
     assert ended.OFTEN_MEMORY not in how_it_ended(tmp_path, counted).remedy
+
+
+def test_the_room_that_a_killed_worker_kept_is_given_back(tmp_path: Path) -> None:
+    spare = spare_path(events_path(tmp_path))
+    spare.write_bytes(bytes(1000))
+    assert Job("run", tmp_path).death().error == "WorkerDied"
+    assert not spare.exists()

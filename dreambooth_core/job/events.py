@@ -344,6 +344,11 @@ def from_json(line: Mapping[str, Any]) -> Event:
     return UnknownEvent(event=name, data=values, time=moment)
 
 
+def spare_path(path: Path) -> Path:
+    """Return the file that keeps some room taken for the last events of a run."""
+    return path.with_suffix(".spare")
+
+
 class EventWriter:
     """Appends events to a run's `events.jsonl`; on a full disk they wait here for room, in order.
 
@@ -356,7 +361,7 @@ class EventWriter:
         `spare` keeps some room taken, which is given back with the final event.
         """
         self.path = Path(path)
-        self._lines = HeldLines(self.path, self.path.with_suffix(".spare") if spare else None)
+        self._lines = HeldLines(self.path, spare_path(self.path) if spare else None)
         self._lines.take_spare()
 
     def emit(self, event: Event) -> None:

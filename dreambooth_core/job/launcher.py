@@ -21,7 +21,14 @@ from dreambooth_core.job import claims, disk, plain_json
 from dreambooth_core.job.claims import claims_of
 from dreambooth_core.job.commands import Command, send
 from dreambooth_core.job.ended import Traces, how_it_ended
-from dreambooth_core.job.events import FINAL_EVENTS, Event, EventWriter, JobFailed, read_events
+from dreambooth_core.job.events import (
+    FINAL_EVENTS,
+    Event,
+    EventWriter,
+    JobFailed,
+    read_events,
+    spare_path,
+)
 from dreambooth_core.job.formats import PROCESS
 from dreambooth_core.job.full_disk import told_if_full
 from dreambooth_core.job.heartbeat import VOID_SECONDS, heart, seconds_since
@@ -147,7 +154,9 @@ class Job:
                 self.process.wait(ENDING_SECONDS)
 
     def death(self) -> JobFailed:
-        """Return how a worker ended that is gone without a final event."""
+        """Return how a worker ended that is gone without a final event; its spare room is freed."""
+        with suppress(OSError):
+            disk.remove(spare_path(events_path(self.folder)))
         code = self.process.poll() if self.process is not None else None
         worker = read_process(self.folder)
         if worker is None or worker.preparing:
