@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from dreambooth_core import worker
 from dreambooth_core.job.commands import CommandReader
+from tests.fake_worker import work
 
 if __name__ == "__main__":
     CommandReader.poll = lambda self: []  # type: ignore[method-assign]
-    worker.STAGES["sample"] = "tests.fake_worker"
-    sys.exit(worker.main(sys.argv[1:]))
+    sys.exit(work("tests.fake_worker"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from dreambooth_core import worker
 from dreambooth_core.config.schema import SampleConfig
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import CheckpointSaved
@@ -26,5 +25,4 @@ def run(config: SampleConfig, context: RunContext) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    worker.STAGES["sample"] = "tests.host_standin.worker"
-    sys.exit(worker.main(sys.argv[1:]))
+    sys.exit(fake_worker.work("tests.host_standin.worker"))
