@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.folders import module_folder as module_folder
 from tests.tiny import tiny_model, write_tiny_checkpoint
 
 if TYPE_CHECKING:

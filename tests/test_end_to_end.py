@@ -92,10 +92,10 @@ def trained(workspace: Workspace, prior: bool, events: list[Event]) -> dict[str,
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def outcome(module_folder: Path) -> Outcome:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    workspace = Workspace(tmp_path_factory.mktemp("end-to-end"))
+    workspace = Workspace(module_folder)
     created = CreateConfig(name="subject", source=str(demo.CHECKPOINT))
     create.run(created, stage_context(workspace))
     model = workspace.model("subject")

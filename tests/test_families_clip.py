@@ -20,10 +20,9 @@ START, END = 49406, 49407
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder)
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+def tokenizer(module_folder: Path) -> CLIPTokenizer:
+    write_tokenizer(module_folder)
+    return CLIPTokenizer.from_pretrained(module_folder, local_files_only=True)
 
 
 @pytest.fixture(scope="module")

@@ -74,15 +74,15 @@ def models(name: str, folder: Path) -> Components:
 
 
 @pytest.fixture(scope="module")
-def sd2(tmp_path_factory: pytest.TempPathFactory) -> Components:
+def sd2(module_folder: Path) -> Components:
     """Read only."""
-    return models("sd2", tmp_path_factory.mktemp("sd2"))
+    return models("sd2", module_folder / "sd2")
 
 
 @pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Components:
+def sdxl(module_folder: Path) -> Components:
     """Read only."""
-    return models("sdxl", tmp_path_factory.mktemp("sdxl"))
+    return models("sdxl", module_folder / "sdxl")
 
 
 def padded(tokenizer: Any, prompt: str, pad: int, count: int) -> Tensor:

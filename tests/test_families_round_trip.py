@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+def folder(kind: str, module_folder: Path) -> Iterator[ModelFolder]:
     """A model of the kind; read only."""
-    workspace = Workspace(tmp_path_factory.mktemp(kind))
-    return tiny_model(workspace, variant=VARIANTS[kind])
+    workspace = Workspace(module_folder / kind)
+    yield tiny_model(workspace, variant=VARIANTS[kind])
+    shutil.rmtree(workspace.root)
 
 
 @pytest.fixture(scope="module")

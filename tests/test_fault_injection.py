@@ -339,10 +339,9 @@ def try_all(before: Path, act: Act, place: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def before(module_folder: Path) -> Path:
     """A workspace with a model, its training states, and files to be overwritten."""
-    root = tmp_path_factory.mktemp("before")
-    workspace = Workspace(root)
+    workspace = Workspace(module_folder)
     model = tiny_model(workspace, "tiny")
     for seed, name in enumerate("ab"):
         write_tiny_checkpoint(workspace.checkpoints_dir / f"{name}.safetensors", seed=seed)
@@ -360,7 +359,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keep_settings(model, TrainConfig(model="tiny"))
     for name in ("mine", "gone"):
         save_preset(workspace, preset_of(TrainConfig(model=""), name, "before"))
-    return root
+    return module_folder
 
 
 def a_state(step: int) -> TrainingState:

@@ -10,6 +10,7 @@ import copy
 import math
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,9 +165,9 @@ class Combinations:
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+def trainings(module_folder: Path) -> Trainings:
     """A workspace with a tiny model, pictures with all that settings ask for, and class images."""
-    workspace = Workspace(tmp_path_factory.mktemp("matrix"))
+    workspace = Workspace(module_folder)
     result = Trainings(workspace)
     write_pictures(result.pictures / "wide", 2, seed=1, size=(96, 64))
     for path in sorted(result.pictures.rglob("*.png")):

@@ -30,15 +30,15 @@ KEY = UNET + "input_blocks.0.0.weight"
 
 
 @pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def good(module_folder: Path) -> bytes:
     """The bytes of a checkpoint that makes a model; its yaml is written beside each file."""
-    return write_tiny_checkpoint(tmp_path_factory.mktemp("good") / "x.safetensors").read_bytes()
+    return write_tiny_checkpoint(module_folder / "good.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def side(tmp_path_factory: pytest.TempPathFactory) -> str:
+def side(module_folder: Path) -> str:
     """The checkpoint's yaml."""
-    path = write_tiny_checkpoint(tmp_path_factory.mktemp("side") / "x.safetensors")
+    path = write_tiny_checkpoint(module_folder / "side.safetensors")
     return path.with_suffix(".yaml").read_text(encoding="utf-8")
 
 

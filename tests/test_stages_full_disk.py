@@ -49,13 +49,12 @@ class FullFolder:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
+def whole(module_folder: Path) -> tuple[Path, Trained]:
     """A workspace with a model, and what came of a training on a large disk."""
     from tests.tiny import tiny_model
 
-    root = tmp_path_factory.mktemp("full")
-    tiny_model(Workspace(root), "tiny")
-    return root, Trainings(Workspace(root)).run(SETTINGS, "whole")
+    tiny_model(Workspace(module_folder), "tiny")
+    return module_folder, Trainings(Workspace(module_folder)).run(SETTINGS, "whole")
 
 
 @pytest.fixture

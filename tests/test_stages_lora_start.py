@@ -29,9 +29,9 @@ STANDING = {"unet_learning_rate": 1e-12, "text_encoder_learning_rate": 1e-12}
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory, _created_model: Path) -> Trainings:
+def trainings(module_folder: Path, _created_model: Path) -> Trainings:
     """One workspace with a tiny model for all tests of this module."""
-    return trainings_in(tmp_path_factory.mktemp("lora_start"), _created_model)
+    return trainings_in(module_folder, _created_model)
 
 
 def named(name: str, *changes: dict[str, Any]) -> dict[str, Any]:

@@ -39,14 +39,13 @@ class OutOfMemoryError(RuntimeError):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
+def whole(module_folder: Path) -> tuple[Path, Trained]:
     """A workspace with a model, and what came of a training that had all its memory."""
     from tests.tiny import tiny_model
 
-    root = tmp_path_factory.mktemp("memory")
-    tiny_model(Workspace(root), "tiny")
-    trained = Trainings(Workspace(root)).run(SETTINGS, "whole")
-    return root, trained
+    tiny_model(Workspace(module_folder), "tiny")
+    trained = Trainings(Workspace(module_folder)).run(SETTINGS, "whole")
+    return module_folder, trained
 
 
 @pytest.fixture

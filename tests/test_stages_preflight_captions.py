@@ -39,10 +39,9 @@ HARD = (
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder)
-    return CLIPTokenizer.from_pretrained(folder)
+def reference(module_folder: Path) -> Any:
+    write_tokenizer(module_folder)
+    return CLIPTokenizer.from_pretrained(module_folder)
 
 
 def concept(**changes: Any) -> Concept:

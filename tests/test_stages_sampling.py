@@ -57,8 +57,8 @@ COMMON: dict[str, Any] = {"width": 64, "height": 64, "steps": 4, "cfg_scale": 5.
 
 
 @pytest.fixture(scope="module")
-def components(tmp_path_factory: pytest.TempPathFactory) -> Components:
-    workspace = Workspace(tmp_path_factory.mktemp("sampling"))
+def components(module_folder: Path) -> Components:
+    workspace = Workspace(module_folder)
     return load_components(tiny_model(workspace))
 
 

@@ -48,9 +48,9 @@ GOLDEN_LOSSES = [1.371995, 1.194588, 0.998197, 1.003014, 0.963976, 0.878669, 0.9
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory, _created_model: Path) -> Trainings:
+def trainings(module_folder: Path, _created_model: Path) -> Trainings:
     """One workspace with a tiny model for all tests of this module."""
-    return trainings_in(tmp_path_factory.mktemp("train"), _created_model)
+    return trainings_in(module_folder, _created_model)
 
 
 @pytest.fixture(scope="module")

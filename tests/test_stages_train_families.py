@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,12 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def trainings(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+def trainings(kind: str, module_folder: Path) -> Iterator[Trainings]:
     """A workspace with a model of the kind."""
-    workspace = Workspace(tmp_path_factory.mktemp(kind))
+    workspace = Workspace(module_folder / kind)
     tiny_model(workspace, variant=KINDS[kind])
-    return Trainings(workspace)
+    yield Trainings(workspace)
+    shutil.rmtree(workspace.root)
 
 
 @pytest.fixture(scope="module")

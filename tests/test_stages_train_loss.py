@@ -33,9 +33,9 @@ SHORT: dict[str, Any] = {"intervals": {"epochs": 2}, "batch": {"batch_size": 4}}
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory, _created_model: Path) -> Trainings:
+def trainings(module_folder: Path, _created_model: Path) -> Trainings:
     """One workspace with a tiny model for all tests of this module."""
-    return trainings_in(tmp_path_factory.mktemp("loss"), _created_model)
+    return trainings_in(module_folder / "loss", _created_model)
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +219,9 @@ def test_masks_and_the_weight_of_the_rest_reach_the_loss(
 
 
 @pytest.fixture(scope="module")
-def velocity(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+def velocity(module_folder: Path) -> Trainings:
     """A workspace with a model of v-prediction that was not made with zero terminal SNR."""
-    workspace = Workspace(tmp_path_factory.mktemp("velocity"))
+    workspace = Workspace(module_folder / "velocity")
     tiny_model(workspace, variant=VARIANTS["sd2-v"])
     return Trainings(workspace)
 

@@ -26,9 +26,9 @@ TEXT = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory, _created_model: Path) -> Trainings:
+def trainings(module_folder: Path, _created_model: Path) -> Trainings:
     """One workspace with a tiny model for all tests of this module."""
-    return trainings_in(tmp_path_factory.mktemp("more"), _created_model)
+    return trainings_in(module_folder, _created_model)
 
 
 # -- gradients between two steps

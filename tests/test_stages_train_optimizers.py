@@ -26,9 +26,9 @@ FREE = "adamw_schedule_free"
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory, _created_model: Path) -> Trainings:
+def trainings(module_folder: Path, _created_model: Path) -> Trainings:
     """One workspace with a tiny model for all tests of this module."""
-    return trainings_in(tmp_path_factory.mktemp("optimizers"), _created_model)
+    return trainings_in(module_folder, _created_model)
 
 
 def settings_for(name: str, **more: Any) -> dict[str, Any]:

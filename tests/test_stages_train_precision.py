@@ -29,9 +29,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory, _created_model: Path) -> Trainings:
+def trainings(module_folder: Path, _created_model: Path) -> Trainings:
     """One workspace with a tiny model for all tests of this module."""
-    return trainings_in(tmp_path_factory.mktemp("precision"), _created_model)
+    return trainings_in(module_folder, _created_model)
 
 
 @pytest.fixture

@@ -82,8 +82,8 @@ class MovingHost(StandaloneHost):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, Any]:
-    host = MovingHost(Workspace(tmp_path_factory.mktemp("built")))
+def built(module_folder: Path) -> tuple[Page, Any]:
+    host = MovingHost(Workspace(module_folder))
     with gr.Blocks() as blocks:
         return Page(host), blocks
 

@@ -28,9 +28,9 @@ VERSION = "model.params.cond_stage_config.params.version"
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def workspace(module_folder: Path) -> Workspace:
     """A workspace, in a folder of an awkward name, with the checkpoint put in place."""
-    workspace = Workspace(tmp_path_factory.mktemp('"web ui" ü'))
+    workspace = Workspace(module_folder / '"web ui" ü')
     install(workspace)
     return workspace
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dreambooth_core.job.workspace import Workspace
+from tests.folders import module_folder as module_folder
 
 
 @pytest.fixture(autouse=True)

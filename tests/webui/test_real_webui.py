@@ -78,9 +78,9 @@ def training(epochs: int, save_every: int = 0) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def webui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealWebui]:
+def webui(module_folder: Path) -> Iterator[RealWebui]:
     """A running WebUI with our extension and one checkpoint."""
-    webui = RealWebui(tmp_path_factory.mktemp("webui"))
+    webui = RealWebui(module_folder / "webui")
     webui.prepare()
     try:
         webui.start()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -139,8 +140,13 @@ class PresetRow:
 
     def _export(self, values: Values) -> Updates:
         preset = find_preset(self.workspace(), values[self.choice])
-        path = export_preset(preset, Path(tempfile.mkdtemp(prefix="dreambooth-preset-")))
+        path = export_preset(preset, Path(self._exported.name))
         return {self.file: gr.update(value=str(path), visible=True)}
+
+    @cached_property
+    def _exported(self) -> TemporaryDirectory[str]:
+        """Where exported files lie for the page to fetch them; removed when the WebUI ends."""
+        return TemporaryDirectory(prefix="dreambooth-preset-")
 
     def _import(self, values: Values) -> Updates:
         path = uploaded_path(values[self.upload])
