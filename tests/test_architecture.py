@@ -28,6 +28,7 @@ LAYERS = {
     "dreambooth_core.demo": 0,
     "dreambooth_core.cli": 0,
     "dreambooth_core.__main__": 0,
+    "dreambooth_core.checkpoint.blocks": 1,
     "dreambooth_core.checkpoint.carried": 1,
     "dreambooth_core.checkpoint.file": 1,
     "dreambooth_core.checkpoint.merge": 1,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
@@ -20,17 +19,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dreambooth_core.checkpoint.blocks import BlockWriter
 from dreambooth_core.checkpoint.header import (
     DTYPE_BYTES,
     TensorInfo,
     encode_header,
     read_header,
 )
-from dreambooth_core.checkpoint.proof import Checksum, Crc32, Proof
+from dreambooth_core.checkpoint.proof import Checksum, Crc32
 from dreambooth_core.checkpoint.stream import (
     Buffer,
     Buffers,
-    Digest,
     bytes_of,
 )
 from dreambooth_core.errors import CheckpointError, NonFiniteError
@@ -38,10 +37,6 @@ from dreambooth_core.job import disk
 from dreambooth_core.job.storage import atomic_file, atomic_write_bytes, undone_on_error
 
 CHUNK_BYTES = 8 * 2**20
-
-WRITE_BYTES = 2**17
-"""Written at a time: for larger writes Linux looks for larger free pages, at several times the
-time of the whole copy once its memory is full of other files."""
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -201,17 +196,17 @@ class CheckpointWriter:
         path: Path,
         entries: Sequence[Entry],
         metadata: Mapping[str, str] | None = None,
-        digest: Digest | None = None,
+        kind: Callable[[], Checksum] = Crc32,
     ) -> None:
-        """Lay out the file, whose bytes are added to `digest`; nothing is opened yet."""
+        """Lay out the file, whose sum is to be of a `kind`; nothing is opened yet."""
         self.path = path
-        self._sum: Digest | Checksum = digest or Crc32()
-        self._kind = digest.kind if digest else Crc32
+        self.sum = ""
+        self._kind = kind
         self._entries = {entry.key: entry for entry in entries}
         self._infos = _lay_out(entries)
         self._header = encode_header(self._infos, metadata or {})
         self._next = iter(self._entries)
-        self._file: FileIO | None = None
+        self._blocks: BlockWriter | None = None
 
     @property
     def size(self) -> int:
@@ -220,8 +215,7 @@ class CheckpointWriter:
 
     def __enter__(self) -> CheckpointWriter:
         """Open the file and write its header."""
-        self._file = disk.create(self.path)
-        self._proof = Proof(self.path, self._file.fileno(), self._sum.hexdigest, self._kind)
+        self._blocks = BlockWriter(self.path, self._kind)
         self._put(self._header)
         return self
 
@@ -232,15 +226,14 @@ class CheckpointWriter:
         trace: TracebackType | None,
     ) -> None:
         """Close the file; if all went well, read it again and compare."""
-        if self._file is None:
+        if self._blocks is None:
             return
         try:
             if kind is None:
-                self._proof.finish()
+                self.sum = self._blocks.finish()
         finally:
-            self._proof.close()
-            self._file.close()
-            self._file = None
+            self._blocks.close()
+            self._blocks = None
         if kind is None and read_header(self.path).tensors != self._infos:
             raise CheckpointError(
                 f"{self.path} holds other tensors than were to be written.",
@@ -266,14 +259,9 @@ class CheckpointWriter:
             raise ValueError(f"{key!r} came with {written} bytes instead of {entry.size}")
 
     def _put(self, chunk: Buffer) -> None:
-        if self._file is None:
+        if self._blocks is None:
             raise ValueError(f"{self.path} is not open")
-        self._sum.update(chunk)
-        view = memoryview(chunk)
-        while view:
-            disk.write(self._file, view[:WRITE_BYTES])
-            view = view[WRITE_BYTES:]
-        self._proof.wrote(len(chunk))
+        self._blocks.put(chunk)
 
 
 def write_checkpoint(
@@ -305,14 +293,13 @@ def _write(
     kind: Callable[[], Checksum],
 ) -> tuple[int, str]:
     """Return the size and the sum of the written file."""
-    with closing(Digest(kind)) as digest, undone_on_error(beside):
-        with atomic_file(path) as temporary:
-            with CheckpointWriter(temporary, entries, metadata, digest) as writer:
-                for entry in entries:
-                    writer.write(entry.key, entry.load())
-            for small, data in beside.items():
-                atomic_write_bytes(small, data)
-        return writer.size, digest.hexdigest()
+    with undone_on_error(beside), atomic_file(path) as temporary:
+        with CheckpointWriter(temporary, entries, metadata, kind) as writer:
+            for entry in entries:
+                writer.write(entry.key, entry.load())
+        for small, data in beside.items():
+            atomic_write_bytes(small, data)
+    return writer.size, writer.sum
 
 
 def is_finite(chunk: Buffer, dtype: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +16,7 @@ from dreambooth_core.job import disk
 SYNC_BYTES = 256 * 2**20
 """Written before the disk is asked to begin with them."""
 
-READ_BYTES = 2**20
+READ_BYTES = 2**22
 
 
 class Checksum(Protocol):
@@ -59,6 +61,8 @@ class Proof:
         """
         self._path, self._descriptor, self._told = path, descriptor, told
         self._again = kind()
+        self.direct = False
+        """Whether the file can be read past the system's memory, as it was written."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="proof")
         self._pending: Future[None] | None = None
         self._written = self._begun = self._proven = 0
@@ -88,18 +92,23 @@ class Proof:
             self._pending = None
 
     def _prove(self, end: int, told: str) -> None:
-        buffer = memoryview(bytearray(READ_BYTES))
         with disk.naming(self._path):
             disk.sync(self._descriptor)
             with disk.open_read(self._path) as file:
-                disk.drop_cache(file.fileno(), self._proven, end - self._proven)
-                file.seek(self._proven)
-                while count := file.readinto(buffer[: end - self._proven]):
-                    self._again.update(buffer[:count])
-                    self._proven += count
+                self._read_again(file, end)
         if self._proven != end or self._again.hexdigest() != told:
             raise CheckpointError(
                 f"{self._path} does not read back as it was written.",
                 remedy="The disk may be failing: choose another one, or look at its state. What was"
                 " there before under that name is untouched.",
             )
+
+    def _read_again(self, file: FileIO, end: int) -> None:
+        file.seek(self._proven)
+        disk.drop_cache(file.fileno(), self._proven, end - self._proven)
+        disk.set_direct(file.fileno(), self.direct)
+        buffer = memoryview(mmap.mmap(-1, READ_BYTES))
+        while self._proven < end and (count := file.readinto(buffer)):
+            piece = buffer[: min(count, end - self._proven)]
+            self._again.update(piece)
+            self._proven += len(piece)

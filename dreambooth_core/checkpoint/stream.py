@@ -25,7 +25,6 @@ class Digest:
 
     def __init__(self, kind: Callable[[], Checksum] = hashlib.sha256) -> None:
         """Start with no bytes."""
-        self.kind = kind
         self._sum = kind()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest")
         self._pending: Future[None] | None = None

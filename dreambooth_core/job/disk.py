@@ -6,6 +6,7 @@ where it is called. `storage.py` makes of them what is whole or absent.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -14,6 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+
+if sys.platform == "linux":
+    import fcntl
 
 CHANGES = (
     *("create", "append", "write", "sync", "rename", "remove", "make_folder", "remove_folder"),
@@ -99,6 +103,24 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def set_direct(descriptor: int, on: bool) -> bool:
+    """Let an open file be read and written past the system's memory, or through it again.
+
+    Returns whether it is; then memory, place and length must be multiples of the disk's blocks.
+    Only Linux can, and there not every file system.
+    """
+    if sys.platform != "linux":
+        return False
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return on
 
 
 def drop_cache(descriptor: int, start: int, count: int) -> None:
