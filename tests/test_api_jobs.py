@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from dreambooth_core.api import progress
-from dreambooth_core.api.answers import status_of
+from dreambooth_core.api.answers import os_error, status_of
 from dreambooth_core.config.schema import JOB_CONFIGS, CreateConfig, SampleConfig, TrainConfig
 from dreambooth_core.errors import FullDiskError, OverlayError
 from dreambooth_core.job.events import (
@@ -16,7 +17,8 @@ from dreambooth_core.job.events import (
     SampleSaved,
     StepDone,
 )
-from dreambooth_core.job.runs import events_path, log_path
+from dreambooth_core.job.history import past_runs
+from dreambooth_core.job.runs import events_path, job_path, log_path
 from tests.api_standin import Bench, bench, emit, make_model, put
 
 __all__ = ["bench"]
@@ -170,6 +172,16 @@ def test_a_failure_is_told_in_its_words(bench: Bench) -> None:
     assert (failure["field"], failure["error"]) == ("batch", "X")
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": []}', '{"config": 3, "kind": ["x"]}'])
+def test_a_job_whose_file_is_damaged_does_not_hide_the_others(bench: Bench, text: str) -> None:
+    damaged = bench.post("/jobs", SAMPLE, 201)["id"]
+    whole = bench.post("/jobs", SAMPLE, 201)["id"]
+    job_path(bench.workspace.run_folder(damaged)).write_text(text)
+    jobs = bench.get("/jobs")["jobs"]
+    assert {job["id"]: job["model"] for job in jobs} == {damaged: "", whole: "ada"}
+    assert bench.get(f"/jobs/{damaged}")["state"] == "finished"
+
+
 def test_a_worker_that_is_gone_has_failed(bench: Bench) -> None:
     bench.conductor.script = None
     job_id = bench.post("/jobs", SAMPLE, 201)["id"]
@@ -236,6 +248,24 @@ def test_many_events_come_in_parts(bench: Bench, monkeypatch: pytest.MonkeyPatch
     assert found[-1]["event"] == "job_finished"
 
 
+def test_an_event_of_any_length_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception may name every tensor of a network; the state is read from the file's end."""
+    monkeypatch.setattr(progress, "EVENTS_BYTES", 200)
+    words = "Missing keys: " + "down_blocks.0.attentions.1.to_q.weight, " * 5000
+    bench.conductor.script = lambda job: [Notice("info", "short"), JobFailed(words)]
+    job_id = bench.post("/jobs", SAMPLE, 201)["id"]
+    shown = bench.get(f"/jobs/{job_id}")
+    assert shown["state"] == "failed" and shown["failure"]["message"] == words
+    offset, found = 0, []
+    while True:
+        part = bench.get(f"/jobs/{job_id}/events?offset={offset}")
+        found, offset = found + part["events"], part["offset"]
+        if not part["more"]:
+            break
+    assert [event.get("message") for event in found] == [None, "short", words]
+    assert past_runs(bench.workspace, "ada")[0].outcome == f"failed: {words}"
+
+
 @pytest.mark.parametrize("offset", ["-1", "99999999", "x", "1.5", "inf", "9" * 400])
 def test_a_wrong_offset_is_refused(bench: Bench, offset: str) -> None:
     job_id = bench.post("/jobs", SAMPLE, 201)["id"]
@@ -299,3 +329,8 @@ def test_a_damaged_run_does_not_hide_the_others(bench: Bench) -> None:
 
 def test_a_full_disk_has_a_status_of_its_own() -> None:
     assert status_of(FullDiskError("The job cannot be written.")) == 507
+    full_on_windows = OSError(errno.EINVAL, "The disk is full", "a.txt")
+    full_on_windows.winerror = 39  # has no number of other systems
+    for error in (full_on_windows, OSError(errno.EDQUOT, "Disk quota exceeded")):
+        assert (os_error(error).status, os_error(error).remedy) == (507, "Free some space.")
+    assert os_error(OSError(errno.EINVAL, "Invalid argument")).status == 422

@@ -259,3 +259,8 @@ def test_damaged_files_are_taken_or_told() -> None:
 
 def test_numbers_of_json_that_python_would_take_too(tmp_path: Path) -> None:
     assert parse_json("[1, 1.5, 1e3]", "x") == [1, 1.5, 1000.0]
+
+
+def test_a_key_that_is_there_twice_counts_once() -> None:
+    """As in the trainers that the files are of; in a file of ours it would be an error."""
+    assert parse_json('{"a": 1, "a": 2}', "x") == {"a": 2}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -134,6 +136,16 @@ def test_a_lock_that_says_nothing_is_void(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     acquire(path, _me(), "ada")
     assert read_holder(path) == _me()
+
+
+@pytest.mark.parametrize("version", ["x", True, None, 1.5, -1, []])
+def test_a_version_that_is_none_does_not_hide_who_has_a_lock(tmp_path: Path, version: Any) -> None:
+    path = tmp_path / "ada.lock"
+    acquire(path, _me(), "ada")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": version}))
+    assert read_holder(path) == _me()
+    with pytest.raises(BusyError, match="run run"):
+        acquire(path, _me("other"), "ada")
 
 
 def test_a_guard_that_is_not_given_back_is_told(

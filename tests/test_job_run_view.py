@@ -46,7 +46,6 @@ from dreambooth_core.job.run_view import (
     RunReader,
     RunView,
     duration,
-    log_tail,
 )
 from dreambooth_core.job.runs import Run, events_path, log_path, process_path, write_run
 
@@ -310,25 +309,6 @@ class TestReader:
         events_path(folder).write_text("\n".join(lines) + "\n")
         view = RunReader(folder).poll()
         assert view.step == 20000 and len(view.curves["loss_instance"]) <= MOST_POINTS
-
-
-class TestLog:
-    def test_the_last_lines(self, tmp_path: Path) -> None:
-        assert log_tail(tmp_path, 3) == []
-        log_path(tmp_path).write_text("".join(f"line {n}\n" for n in range(5000)))
-        assert log_tail(tmp_path, 2) == ["line 4998", "line 4999"]
-        assert len(log_tail(tmp_path, 100)) == 100
-
-    def test_a_progress_bar_is_one_line(self, tmp_path: Path) -> None:
-        log_path(tmp_path).write_bytes(b"a\r\n\n 1%\r 50%\r100%\nb \xff\n")
-        assert log_tail(tmp_path, 9) == ["a", "100%", "b \ufffd"]
-
-    def test_a_large_log_is_not_read_whole(self, tmp_path: Path) -> None:
-        with log_path(tmp_path).open("wb") as file:
-            file.truncate(2**33)  # sparse where the file system can
-            file.seek(0, os.SEEK_END)
-            file.write(b"\nthe end\n")
-        assert log_tail(tmp_path, 1) == ["the end"]
 
 
 def test_a_phase_that_is_counted_to_its_end_is_over() -> None:

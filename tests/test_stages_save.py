@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import weakref
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dreambooth_core.checkpoint.file import CheckpointReader
 from dreambooth_core.checkpoint.header import encode_header, read_header
 from dreambooth_core.checkpoint.stored import read_whole
 from dreambooth_core.config.schema import CreateConfig, SaveConfig
@@ -35,6 +33,7 @@ from dreambooth_core.stages.saved_states import Progress
 from dreambooth_core.stages.source import read_source
 from dreambooth_core.stages.training_state import TrainingState, save_state
 from tests.original_layout import TINY, TINY_SD2, TINY_SDXL, Layout, side_yaml
+from tests.read_tensors import ReadTensors
 from tests.tiny import TEXT, UNET, Dtypes, stage_context, tiny_extras, write_tiny_checkpoint
 
 VAE = "first_stage_model."
@@ -339,21 +338,12 @@ def test_a_trained_state_is_saved_one_tensor_after_the_other(
         optimizer={},
     )
     save_state(tiny_model_folder, "run", state)
-    alive: list[weakref.ref[torch.Tensor]] = []
-    most, real = [0], CheckpointReader.read
-
-    def counted(reader: CheckpointReader, key: str) -> torch.Tensor:
-        tensor = real(reader, key)
-        alive.append(weakref.ref(tensor))
-        most[0] = max(most[0], sum(each() is not None for each in alive))
-        return tensor
-
-    monkeypatch.setattr(CheckpointReader, "read", counted)
+    read = ReadTensors(monkeypatch)
     config = SaveConfig(model="tiny", dtype=dtype, use_ema=False, ema_keys=True)
     saved = Path(save.run(config, stage_context(workspace))["path"])
     assert raw_tensors(saved) == raw_tensors(held)
-    assert len(alive) == 2 * len(base) > 300
-    assert most[0] <= 2
+    assert read.count == 2 * len(base) > 300
+    assert read.most_held <= 2
 
 
 def test_a_damaged_state_is_passed_over_and_that_is_said(

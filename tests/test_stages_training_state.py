@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from dreambooth_core.adapters.lora_file import lora_entries
-from dreambooth_core.checkpoint.file import CheckpointReader, write_checkpoint
+from dreambooth_core.checkpoint.file import write_checkpoint
 from dreambooth_core.checkpoint.stored import JoinedTensors, shapes_of
 from dreambooth_core.errors import (
     CheckpointError,
@@ -36,6 +35,7 @@ from dreambooth_core.stages.training_state import (
     save_state,
     trained_weights,
 )
+from tests.read_tensors import ReadTensors
 from tests.trainings import same
 
 FILES = {
@@ -235,6 +235,7 @@ def test_a_state_of_a_newer_version_is_refused(model: ModelFolder) -> None:
 
 
 HOSTILE: list[Any] = [
+    {"surprise": 1},
     *({"version": value} for value in ("2", -1, True, [2])),
     *({name: "7"} for name in ("step", "epoch", "position", "seed", "saved_at", "settings")),
     *({"step": value} for value in (-1, 1.5, True, [], float("nan"))),
@@ -276,30 +277,19 @@ def test_saving_reads_one_tensor_after_the_other(
     weights = {"unet": {f"w{i:02}": torch.full((4, 5), float(i)) for i in range(40)}}
     ema = {f"unet.{key}": tensor + 100 for key, tensor in weights["unet"].items()}
     path = save_state(model, "run", make_state(weights=weights, ema=ema))
-    alive: list[weakref.ref[torch.Tensor]] = []
-    most, real = [0], CheckpointReader.read
-
-    def counted(reader: CheckpointReader, key: str) -> torch.Tensor:
-        tensor = real(reader, key)
-        alive.append(weakref.ref(tensor))
-        most[0] = max(most[0], sum(each() is not None for each in alive))
-        return tensor
-
-    monkeypatch.setattr(CheckpointReader, "read", counted)
+    read = ReadTensors(monkeypatch)
     for use_ema, first in ((False, 0.0), (True, 100.0)):
+        before = read.count
         trained = trained_weights(path, use_ema)
-        assert not alive
         assert shapes_of(trained["unet"]) == dict.fromkeys(weights["unet"], (4, 5))
         assert ("w00" in trained["unet"], "other" in trained["unet"]) == (True, False)
-        assert not alive
+        assert read.count == before
         joined = JoinedTensors(trained.values())
         entries = lora_entries(joined, {}, "F32")
         write_checkpoint(model.path / "out.safetensors", entries)
-        assert len(alive) == 40
-        alive.clear()
+        assert read.count == before + 40
         assert joined["w00"][0, 0].item() == first
-        alive.clear()
-    assert most[0] <= 2
+    assert read.most_held <= 2
 
 
 def with_old_optimizer_file(path: Path, memory: Any) -> Path:

@@ -19,6 +19,7 @@ from dreambooth_core.errors import (
     UsageError,
 )
 from dreambooth_core.job.events import Event, JobFailed
+from dreambooth_core.job.full_disk import is_full
 from dreambooth_core.job.launcher import Job
 
 STATUS_OF_ERROR: tuple[tuple[type[DreamboothError], int], ...] = (
@@ -32,8 +33,6 @@ STATUS_OF_ERROR: tuple[tuple[type[DreamboothError], int], ...] = (
 """The first class that an error is of decides; 503 is "cannot now", such as a failed set-up."""
 
 STATUS_OF_OS_ERROR = {
-    errno.ENOSPC: (507, "Free some space."),
-    errno.EDQUOT: (507, "Free some space."),
     errno.ENAMETOOLONG: (422, "Use shorter names."),
     errno.EINVAL: (422, "Use plain names."),
     errno.EACCES: (403, "Check the file's permissions."),
@@ -110,6 +109,8 @@ def status_of(error: DreamboothError) -> int:
 def os_error(error: OSError) -> Refused:
     """Return the error for something that the file system refused."""
     status, remedy = STATUS_OF_OS_ERROR.get(error.errno or 0, (500, "See the log of the server."))
+    if is_full(error):
+        status, remedy = 507, "Free some space."
     where = f"{error.filename}: " if error.filename else ""
     return Refused(status, f"{where}{error.strerror or error}.", remedy=remedy)
 

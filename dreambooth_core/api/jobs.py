@@ -13,8 +13,6 @@ from dreambooth_core.api.progress import (
     events_since,
     final_event,
     find_job,
-    last_log_lines,
-    run_settings,
     state_of,
     summary_of,
 )
@@ -25,7 +23,8 @@ from dreambooth_core.config.serialize import from_dict
 from dreambooth_core.job.commands import COMMANDS, Command
 from dreambooth_core.job.events import JobFailed, to_json
 from dreambooth_core.job.launcher import Job
-from dreambooth_core.job.runs import run_ids
+from dreambooth_core.job.log import log_tail
+from dreambooth_core.job.runs import run_ids, told
 
 MOST_LISTED = 1000
 LOG_LINES = 100
@@ -87,7 +86,7 @@ def show_job(call: Call) -> Response:
         "url": address_of(call, job),
         "preparing": call.services.conductor.preparing() if summary["state"] == "starting" else "",
         "failure": to_json(final) if isinstance(final, JobFailed) else None,
-        "config": run_settings(job.folder).get("config", {}),
+        "config": told(job.folder).get("config", {}),
         "view": view,
     }
     return ok(content)
@@ -105,7 +104,7 @@ def job_events(call: Call) -> Response:
 def job_log(call: Call) -> Response:
     """Show the last `lines` of what a job's worker printed."""
     job = find_job(call.workspace, call.path["run"])
-    return ok({"lines": last_log_lines(job.folder, call.whole("lines", LOG_LINES))})
+    return ok({"lines": log_tail(job.folder, call.whole("lines", LOG_LINES))})
 
 
 def command_job(call: Call) -> Response:

@@ -9,7 +9,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from dreambooth_core.cli.views import View, count_of, lines_of
 from dreambooth_core.job.events import FINAL_EVENTS, Event, PhaseProgress, PhaseStarted, StepDone
-from dreambooth_core.job.run_view import TRAINING, duration
+from dreambooth_core.job.kept import TRAINING
+from dreambooth_core.job.run_view import duration
 
 
 class TerminalView(View):

@@ -12,9 +12,9 @@ from pathlib import Path
 from dreambooth_core.config.memory_savers import all_changes, in_words
 from dreambooth_core.config.schema import JobConfig, TrainConfig
 from dreambooth_core.errors import DreamboothError
-from dreambooth_core.job import disk
 from dreambooth_core.job.events import JobFailed
 from dreambooth_core.job.kept import Kept, read_kept
+from dreambooth_core.job.log import log_tail
 from dreambooth_core.job.oom_kills import LIKELY, SURE, UNKNOWN, killed_since
 from dreambooth_core.job.process import start_mark
 from dreambooth_core.job.runs import events_path, log_path, read_run
@@ -42,10 +42,9 @@ class Traces:
 
 def how_it_ended(folder: Path, traces: Traces) -> JobFailed:
     """Return the final event of a worker that could not write its own."""
-    kept, log = read_kept(events_path(folder)), log_path(folder)
-    tail = _last_lines(log, LOG_TAIL_LINES)
+    kept, tail = read_kept(events_path(folder)), "\n".join(log_tail(folder, LOG_TAIL_LINES))
     said = f" Its last words:\n{tail}" if tail else ""
-    remedy, config = [f"The log is {log}."], _settings(folder)
+    remedy, config = [f"The log is {log_path(folder)}."], _settings(folder)
     sure = _ended_for_memory(traces)
     if sure:
         words = f"{NO_MEMORY[sure]}, {kept.where()}."
@@ -115,11 +114,3 @@ def _end_in_words(code: int | None) -> str:
         return f"was killed by signal {-code} ({signal.Signals(-code).name})"
     except ValueError:
         return f"was killed by signal {-code}"
-
-
-def _last_lines(path: Path, count: int) -> str:
-    try:
-        text = disk.read(path).decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-    return "\n".join(text.strip().splitlines()[-count:])

@@ -56,9 +56,10 @@ class Format:
         return {name: value for name, value in values.items() if name != KEY}
 
     def known(self, values: Any) -> dict[str, Any]:
-        """Return values whatever newer version has written them: what all versions tell."""
-        if isinstance(values, Mapping) and isinstance(values.get(KEY), int):
-            values = {**values, KEY: min(max(0, values[KEY]), self.version)}
+        """Return values whatever version they say, or none that is one: what all versions tell."""
+        if isinstance(values, Mapping):
+            told = values.get(KEY)
+            values = {**values, KEY: min(max(0, told), self.version) if type(told) is int else 0}
         return self.read(values, self.words)
 
     def refuse_newer(self, path: Path) -> None:

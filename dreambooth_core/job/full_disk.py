@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dreambooth_core.errors import FullDiskError
-from dreambooth_core.job.storage import FULL_DISK
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 FULL_ON_WINDOWS = (39, 112, 1295)
 """What Windows calls a full disk and a used-up quota; not all have a number of other systems."""
 
@@ -15,7 +16,7 @@ FULL_ON_WINDOWS = (39, 112, 1295)
 def is_full(error: BaseException) -> bool:
     """Whether an error says that a disk has no room, or not for this user."""
     if isinstance(error, OSError):
-        return error.errno in FULL_DISK or getattr(error, "winerror", None) in FULL_ON_WINDOWS
+        return error.errno in FULL or getattr(error, "winerror", None) in FULL_ON_WINDOWS
     return isinstance(error, FullDiskError)
 
 

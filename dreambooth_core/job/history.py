@@ -15,14 +15,14 @@ from dreambooth_core.job.events import (
     LoraSaved,
     Resumed,
     StepDone,
+    from_json,
     read_events,
 )
+from dreambooth_core.job.json_lines import read_last_lines
 from dreambooth_core.job.launcher import Job
 from dreambooth_core.job.lineage import began_from
 from dreambooth_core.job.runs import Run, events_path, read_run, run_ids, told_kind, told_model
 from dreambooth_core.job.workspace import Workspace
-
-TAIL_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,13 @@ def _runs_of(workspace: Workspace, model: str) -> Iterator[Run | UnreadableRun]:
 def _past_run(folder: Path, run: Run | UnreadableRun) -> PastRun:
     if isinstance(run, UnreadableRun):
         return PastRun(run, 0, f"cannot be read: {run.reason}")
-    events = _last_events(folder)
+    events = list(map(from_json, read_last_lines(events_path(folder))))
     steps = [event.step for event in events if isinstance(event, StepDone)]
     finals = [event for event in events if isinstance(event, FINAL_EVENTS)]
     outcome = _outcome(finals[-1]) if finals else _open_outcome(folder)
     resumed = began_from(folder) if run.kind == "train" else None
     reached = steps[-1] if steps else resumed.step if resumed else 0
     return PastRun(run, reached, outcome, resumed)
-
-
-def _last_events(folder: Path) -> list[Event]:
-    path = events_path(folder)
-    size = path.stat().st_size if path.is_file() else 0
-    return read_events(path, max(0, size - TAIL_BYTES))[0]
 
 
 def _outcome(final: Event) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dreambooth_core.config.schema import JobConfig, TrainConfig
-from dreambooth_core.job import disk, plain_json
+from dreambooth_core.job import disk
 from dreambooth_core.job.events import (
     CheckpointSaved,
     Event,
@@ -22,6 +22,7 @@ from dreambooth_core.job.events import (
     event_name,
     from_json,
 )
+from dreambooth_core.job.json_lines import objects
 
 TRAINING, CLASS_IMAGES, LATENTS = "training", "class images", "caching latents"
 
@@ -101,19 +102,9 @@ def read_kept(path: Path) -> Kept:
         return kept
     steps = [number for number, line in enumerate(lines) if _STEP in line[:120]]
     skipped = set(steps[:-1])
-    for number, line in enumerate(lines):
-        event = None if number in skipped else _event(line)
-        if event is not None:
-            kept.take(event)
+    for values in objects(line for number, line in enumerate(lines) if number not in skipped):
+        kept.take(from_json(values))
     return kept
-
-
-def _event(line: bytes) -> Event | None:
-    try:
-        values = plain_json.parse(line)
-    except ValueError:
-        return None
-    return from_json(values) if isinstance(values, dict) else None
 
 
 def _begin(kept: Kept, event: PhaseStarted) -> None:

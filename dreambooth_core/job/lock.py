@@ -62,8 +62,7 @@ def acquire(path: Path, holder: Holder, name: str, what: str = "model") -> None:
     `what` and `name` say what it is of. Raises BusyError naming who has it.
     """
     with alone(path):
-        _refuse_if_held(path, holder.run_id, name, what)
-        before = read_holder(path)
+        before = _refuse_if_held(path, holder.run_id, name, what)
         try:
             _write(path, holder)
         except BaseException:  # whoever is told that it failed does not release it
@@ -101,6 +100,13 @@ def release(path: Path, run_id: str) -> None:
 
 def read_holder(path: Path) -> Holder | None:
     """Return who is named in the lock; None if there is no lock or it says nothing."""
+    with suppress(OSError):
+        return _read(path)
+    return None
+
+
+def _read(path: Path) -> Holder | None:
+    """Return who is named; raises OSError for a lock that the disk does not give out."""
     try:
         known = LOCK.known(plain_json.parse(disk.read(path)))
         return Holder(
@@ -111,7 +117,7 @@ def read_holder(path: Path) -> Holder | None:
             str(known["machine"]),
             float(known.get("since") or 0.0),
         )
-    except (OSError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -150,20 +156,19 @@ def _write(path: Path, holder: Holder) -> None:
         heart().forget(path)
 
 
-def _refuse_if_held(path: Path, run_id: str, name: str, what: str) -> None:
-    """Raise BusyError if another run has the lock; one that is void may be taken.
+def _refuse_if_held(path: Path, run_id: str, name: str, what: str) -> Holder | None:
+    """Return who is named in a lock that may be taken, as it is void or of the same run.
 
-    Raises OSError for one that the disk does not give out, which is not taken for none.
+    Raises BusyError if another has it, and OSError for one that the disk does not give out, which
+    is not taken for none.
     """
-    with suppress(FileNotFoundError):
-        disk.read(path)
-    holder = read_holder(path)
+    holder = _read(path)
     if holder is None:
         LOCK.refuse_newer(path)
-        return
+        return None
     left = _seconds_left(path, holder)
     if holder.run_id == run_id or not left:
-        return
+        return holder
     raise BusyError(f"The {what} {name!r} is {use(holder)}.", remedy=_remedy(holder, left))
 
 

@@ -14,21 +14,23 @@ MAX_DEPTH = 50
 """Nothing of ours is nested deeper than some six levels."""
 
 
-def parse(data: bytes | str) -> Any:
+def parse(data: bytes | str, *, most_digits: int = 0, repeats: bool = False) -> Any:
     """Return a JSON value; raises ValueError for what is none, and for all that is only nearly one.
 
-    That is text that is not UTF-8, NaN and infinity, a name that an object has twice, and values
-    that are nested so deeply that who walks through them would fail.
+    That is text that is not UTF-8, NaN and infinity, a name that an object has twice but for
+    `repeats`, whole numbers of more than `most_digits` if that is given, and values that are nested
+    so deeply that who walks through them would fail.
     """
     text = data if isinstance(data, str) else data.decode("utf-8-sig")
     try:
-        value = _DECODER.decode(text)
+        value = _decoder(most_digits, repeats).decode(text)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
     if text.count("[") + text.count("{") > MAX_DEPTH:
         refuse_depth(value)
-    if "\\ud" in text.lower():
-        refuse_halves(value)
+    if isinstance(data, str) or "\\ud" in text.lower():
+        # Half of a surrogate pair is a str in Python, but in no text.
+        dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
 
@@ -111,7 +113,7 @@ def _finite(text: str) -> float:
     raise ValueError(f"{text[:20]} is too large a number")
 
 
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object of these pairs; raises ValueError if a name is there twice."""
     made = dict(pairs)
     if len(made) == len(pairs):
@@ -130,17 +132,22 @@ def refuse_depth(value: Any) -> None:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
 
 
-def refuse_halves(value: Any) -> None:
-    """Raise ValueError for a value with half of a surrogate pair, which is in no text."""
-    dumps(value, ensure_ascii=False).encode("utf-8")
-
-
 def _inside(value: Any) -> list[Any]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
 
 
-_DECODER = JSONDecoder(
-    parse_constant=_refuse, parse_float=_finite, object_pairs_hook=without_repeats
-)
+@cache
+def _decoder(most_digits: int, repeats: bool) -> JSONDecoder:
+    def whole(text: str) -> int:
+        if len(text) > most_digits:
+            raise ValueError(f"a number has {len(text)} digits")
+        return int(text)
+
+    return JSONDecoder(
+        parse_constant=_refuse,
+        parse_float=_finite,
+        parse_int=whole if most_digits else None,
+        object_pairs_hook=None if repeats else _without_repeats,
+    )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core.errors import DreamboothError, NewerVersionError
-from dreambooth_core.job import disk
 from dreambooth_core.job.commands import COMMANDS_FILE, Command, CommandReader
 from dreambooth_core.job.curve import Curve, Point, RunningMean
 from dreambooth_core.job.events import (
@@ -37,6 +35,7 @@ from dreambooth_core.job.events import (
     StepDone,
     UnknownEvent,
 )
+from dreambooth_core.job.kept import TRAINING
 from dreambooth_core.job.launcher import Job
 from dreambooth_core.job.lineage import EventsOfRuns
 from dreambooth_core.job.newer import newer_notice
@@ -45,8 +44,6 @@ from dreambooth_core.job.runs import log_path, read_run, told_kind, told_model
 MOST_SAMPLES = 200
 MOST_NOTICES = 50
 MOST_MARKS = 100
-LOG_BYTES_PER_LINE = 500
-TRAINING = "training"
 RATE_PREFIX = "learning_rate."
 ENDED = ("finished", "stopped", "failed")
 STOP_COMMANDS = ("stop", "stop_after_epoch")
@@ -371,17 +368,3 @@ def _blank_view(folder: Path) -> RunView:
         return view  # the worker says what is wrong with its file
     view.kind, view.model = run.kind, run.model
     return view
-
-
-def log_tail(folder: Path, lines: int) -> list[str]:
-    """Return the last lines of the run's log; of a progress bar only what it showed last."""
-    most = LOG_BYTES_PER_LINE * lines
-    try:
-        with disk.open_read(log_path(Path(folder))) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - most))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return []
-    whole = text.rstrip().split("\n")[1 if size > most else 0 :]
-    return [line.rstrip("\r").rpartition("\r")[2] for line in whole if line.strip()][-lines:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,20 +166,25 @@ def told_model(folder: Path) -> str:
 
     All versions name it at the same place.
     """
-    config = _told(folder).get("config")
-    if not isinstance(config, dict) or told_kind(folder) in FILE_KINDS:
-        return ""
-    return str(config.get("model") or config.get("name") or "")
+    values = told(folder)
+    return "" if values.get("kind") in FILE_KINDS else told_name(values)
+
+
+def told_name(values: Mapping[str, Any]) -> str:
+    """Return the model, or the file, that the values of a `job.json` name; "" for none."""
+    config = values.get("config")
+    return str(config.get("model") or config.get("name") or "") if isinstance(config, dict) else ""
 
 
 def told_kind(folder: Path) -> str:
     """Return the kind of job that an unreadable run names."""
-    return str(_told(folder).get("kind") or "")
+    return str(told(folder).get("kind") or "")
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def told(folder: Path) -> dict[str, Any]:
+    """Return what is written in `job.json`, as it is; {} if that cannot be read."""
     try:
         values = plain_json.parse(disk.read(job_path(folder)))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -15,10 +15,6 @@ from dreambooth_core.job import disk
 
 COPY_BYTES = 2**20
 
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-"""The disk has no room left, or not for this user."""
-
-
 DISTRUSTED = "the disk does not give back what was written to it"
 
 

@@ -10,7 +10,7 @@ from dreambooth_core.config.lora import BakeLoraConfig, ExtractLoraConfig
 from dreambooth_core.config.merge import MergeConfig
 from dreambooth_core.errors import UsageError
 from dreambooth_core.job.events import FINAL_EVENTS, Event, JobFailed, read_events
-from dreambooth_core.job.runs import Run, events_path, read_run, run_ids
+from dreambooth_core.job.runs import FILE_KINDS, Run, events_path, read_run, run_ids
 from dreambooth_core.job.workspace import Workspace
 
 SOURCES: dict[type, tuple[str, ...]] = {
@@ -19,7 +19,6 @@ SOURCES: dict[type, tuple[str, ...]] = {
     BakeLoraConfig: ("checkpoint", "lora"),
 }
 """Which settings name the files that a job makes its own of."""
-KINDS = ("merge", "extract-lora", "bake-lora")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def last_transfer(workspace: Workspace) -> TransferEnd | None:
 
 
 def _is_one(run_id: str) -> bool:
-    return any(f"-{kind}" in run_id for kind in KINDS)
+    return any(f"-{kind}" in run_id for kind in FILE_KINDS)
 
 
 def _read(folder: Path) -> Run | None:

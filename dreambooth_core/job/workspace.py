@@ -316,7 +316,7 @@ class Workspace:
 
 def check_name(name: str, what: str = "model") -> None:
     """Raise InputError unless `name` can be a folder's name on Linux and on Windows."""
-    reason = _why_no_name(name)
+    reason = next((words for is_wrong, words in _NO_NAMES if is_wrong(name)), "")
     if reason:
         shown = name if len(name) <= MAX_NAME_LENGTH else name[:20] + "..."
         raise InputError(
@@ -326,25 +326,30 @@ def check_name(name: str, what: str = "model") -> None:
         )
 
 
-def _why_no_name(name: str) -> str:
-    if not name.strip():
-        return "is empty"
-    if _FORBIDDEN.search(name):
-        letters = r'< > : " / \ | ? *'
-        return f"holds a slash or another character that folder names cannot have ({letters})"
-    if name != name.strip() or name.endswith(".") or name.startswith("."):
-        return "begins or ends with a dot or a space"
-    if name.startswith("{"):
-        return "begins with a brace, which the WebUI would take for JSON in a file's metadata"
-    if _WINDOWS_DEVICES.fullmatch(name):
-        return "is a name that Windows keeps for a device"
-    if any(category(letter) in _UNSEEN and letter not in _JOINERS for letter in name):
-        return "holds a character that cannot be seen, such as one that turns the direction"
-    if len(name) > MAX_NAME_LENGTH:
-        return f"is longer than {MAX_NAME_LENGTH} characters"
-    if len(name.encode("utf-8")) > MAX_NAME_BYTES:
-        return f"is longer than {MAX_NAME_BYTES} bytes, as its characters take several each"
-    return ""
+def _holds_unseen(name: str) -> bool:
+    return any(category(letter) in _UNSEEN and letter not in _JOINERS for letter in name)
+
+
+_NO_NAMES: tuple[tuple[Callable[[str], object], str], ...] = (
+    (lambda name: not name.strip(), "is empty"),
+    (
+        _FORBIDDEN.search,
+        r'holds a slash or another character that folder names cannot have (< > : " / \ | ? *)',
+    ),
+    (lambda name: name != name.strip().strip("."), "begins or ends with a dot or a space"),
+    (
+        lambda name: name.startswith("{"),
+        "begins with a brace, which the WebUI would take for JSON in a file's metadata",
+    ),
+    (_WINDOWS_DEVICES.fullmatch, "is a name that Windows keeps for a device"),
+    (_holds_unseen, "holds a character that cannot be seen, such as one that turns the direction"),
+    (lambda name: len(name) > MAX_NAME_LENGTH, f"is longer than {MAX_NAME_LENGTH} characters"),
+    (
+        lambda name: len(name.encode("utf-8")) > MAX_NAME_BYTES,
+        f"is longer than {MAX_NAME_BYTES} bytes, as its characters take several each",
+    ),
+)
+"""What makes a text no name, in the order in which it is said, and in words."""
 
 
 def _model_names(models_dir: Path) -> list[str]:

@@ -123,6 +123,11 @@ def _as_far_as_possible() -> Iterator[None]:
 def free_memory(error: BaseException) -> None:
     """Let go of what the failed work held: the variables of its functions, and torch's reserve."""
     traceback.clear_frames(error.__traceback__)
+    release_memory()
+
+
+def release_memory() -> None:
+    """Give back what nothing holds any more, on the GPU too."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dreambooth_core.config.schema import TrainConfig
 from dreambooth_core.errors import NonFiniteError
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.stages.faults import Fault, look_into
+from dreambooth_core.stages.out_of_memory import release_memory
 from dreambooth_core.stages.session import Session
 from dreambooth_core.stages.training_setup import Trainer
 
@@ -83,13 +81,6 @@ def go_back(config: TrainConfig, context: RunContext, session: Session, fault: F
         f" {rates.retry_factor:g} times the learning rate, time {len(made) + 1} of"
         f" {rates.retries} (learning_rate.retries). If it comes again: {fault.remedy}"
     )
-
-
-def release_memory() -> None:
-    """Give back what a dropped trainer held, on the GPU too."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _given_up(session: Session, fault: Fault, path: Path | None) -> NonFiniteError:

@@ -5,9 +5,9 @@ The tensors inside are read by `training_state.py`; nothing here needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,27 @@ class StoredFile:
 
     size: int
     crc32: str = ""
+
+
+@dataclass(frozen=True)
+class _Retreats:
+    steps: list[int] = field(default_factory=list)
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a state says of itself: its types, which are held against what the file says."""
+
+    step: int
+    epoch: int
+    position: int
+    seed: int
+    saved_at: float
+    loss_scaler: dict[str, float]
+    settings: dict[str, Any]
+    files: dict[str, StoredFile]
+    retreats: _Retreats = field(default_factory=_Retreats)
 
 
 def state_folder(folder: ModelFolder, run_id: str, step: int) -> Path:
@@ -157,59 +178,26 @@ def _told(path: Path) -> dict[str, Any]:
     """Return what a state says of itself as today's version has it; nothing in it is trusted."""
     wrong = Damage(f"{PROGRESS_FILE} is missing or damaged")
     try:
-        values = _object(plain_json.parse(disk.read(path / PROGRESS_FILE)))
-        values = STATE.read(values, path)
-        files = {name: StoredFile(**told) for name, told in values["files"].items()}
-        sound = _are_sound(values) and all(map(_is_file_sound, files, files.values()))
+        values = STATE.read(plain_json.parse(disk.read(path / PROGRESS_FILE)), path)
     except NewerVersionError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (InputError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise wrong from error
-    except InputError as error:  # a version that is none
-        raise wrong from error
-    if not sound:
+    if not _are_sound(values):
         raise wrong
-    return {**values, "files": files}
+    return {**values, "files": {name: StoredFile(**file) for name, file in values["files"].items()}}
 
 
-def _are_sound(values: Mapping[str, Any]) -> bool:
-    """Return whether all that a run counts and remembers is of the right kind."""
-    counts = (values["step"], values["epoch"], values["position"])
-    scaler, retreats = values["loss_scaler"], values.get("retreats", {})
+def _are_sound(values: dict[str, Any]) -> bool:
     return (
-        all(_is_whole(count) and count >= 0 for count in counts)
-        and _is_whole(values["seed"])
-        and _is_number(values["saved_at"])
-        and isinstance(values["settings"], dict)
-        and all(map(_is_number, _object(scaler).values()))
-        and all(map(_is_whole, _list(_object(retreats).get("steps", []))))
-        and _is_number(retreats.get("factor", 1.0))
+        plain_json.fits(_Told, values)
+        and min(values["step"], values["epoch"], values["position"]) >= 0
+        and all(map(_is_file_name, values["files"]))
     )
 
 
-def _is_file_sound(name: str, file: StoredFile) -> bool:
-    plain = name == Path(name).name and "\\" not in name and name not in ("", ".", "..")
-    return plain and _is_whole(file.size) and isinstance(file.crc32, str)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return _is_whole(value) or isinstance(value, float)
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError("it is no object")
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError("it is no list")
-    return value
+def _is_file_name(name: str) -> bool:
+    return name == Path(name).name and "\\" not in name and name not in ("", ".", "..")
 
 
 def _check_file(path: Path, size: int) -> None:

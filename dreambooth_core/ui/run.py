@@ -20,7 +20,8 @@ from dreambooth_core.host.base import Host
 from dreambooth_core.host.conductor import conductor
 from dreambooth_core.job.commands import Command
 from dreambooth_core.job.launcher import Job
-from dreambooth_core.job.run_view import RunReader, RunView, log_tail
+from dreambooth_core.job.log import log_tail
+from dreambooth_core.job.run_view import RunReader, RunView
 from dreambooth_core.ui import gradio_compat
 from dreambooth_core.ui.messages import explain, note
 from dreambooth_core.ui.run_html import (

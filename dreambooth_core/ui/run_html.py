@@ -7,7 +7,9 @@ from html import escape
 from pathlib import Path
 
 from dreambooth_core.errors import DreamboothError
-from dreambooth_core.job.run_view import RATE_PREFIX, TRAINING, RunView, duration
+from dreambooth_core.job.events import Notice
+from dreambooth_core.job.kept import TRAINING
+from dreambooth_core.job.run_view import RATE_PREFIX, RunView, duration
 from dreambooth_core.ui.messages import note, size_text
 from dreambooth_core.ui.run_plot import Line, plot
 
@@ -51,11 +53,13 @@ font-variant-numeric:tabular-nums}
 .dreambooth-run-facts span{opacity:.7}
 .dreambooth-run-cause{border-left:4px solid #dc2626;padding:.4rem .8rem;
 background:rgba(220,38,38,.08);white-space:pre-wrap;overflow-wrap:anywhere}
-.dreambooth-run-notice{border-left:4px solid #f59e0b;padding:.1rem .8rem;overflow-wrap:anywhere}
+.dreambooth-run-notice{border-left:4px solid #8888;padding:.1rem .8rem;overflow-wrap:anywhere}
+.dreambooth-run-notice.warning{border-color:#f59e0b}
+.dreambooth-run-notice.error{border-color:#dc2626}
 .dreambooth-run-log{margin:0;max-height:24rem;overflow:auto;font-size:.8em;
 white-space:pre-wrap;overflow-wrap:anywhere}
 .dreambooth-plots{display:flex;flex-wrap:wrap;gap:1rem}
-.dreambooth-plot{flex:1 1 20rem;min-width:0;margin:0}
+.dreambooth-plot{flex:1 1 20rem;min-width:0;max-width:44rem;margin:0}
 .dreambooth-plot figcaption{display:flex;flex-wrap:wrap;gap:.2rem 1rem;font-size:.85em}
 .dreambooth-plot .key{font-variant-numeric:tabular-nums}
 .dreambooth-plot .key i{display:inline-block;width:.9em;height:.25em;margin-right:.35em;
@@ -81,7 +85,7 @@ def progress_html(
     parts = [_head(view), _bar(view), _numbers(view, preparing)]
     if view.state == "failed":
         parts.append(_cause(view.message, view.remedy, view.kept))
-    parts += [_notice(notice.message) for notice in view.notices[-SHOWN_NOTICES:]]
+    parts += [_notice(notice) for notice in view.notices[-SHOWN_NOTICES:]]
     if log and not view.ended:
         parts.append(log_html(log))
     return f'{STYLE}<div class="dreambooth-run">{"".join(parts)}</div>'
@@ -225,8 +229,9 @@ def _cause(message: str, remedy: str, kept: Sequence[str] = ()) -> str:
     return f'<div class="dreambooth-run-cause" role="alert">{said}{helped}{hint}</div>'
 
 
-def _notice(message: str) -> str:
-    return f'<p class="dreambooth-run-notice">{escape(message)}</p>'
+def _notice(notice: Notice) -> str:
+    look = f"dreambooth-run-notice {escape(notice.level)}"
+    return f'<p class="{look}">{escape(notice.message)}</p>'
 
 
 def _part(name: str) -> str:

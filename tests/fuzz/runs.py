@@ -15,7 +15,8 @@ from dreambooth_core.job import events as happened
 from dreambooth_core.job.commands import COMMANDS_FILE, CommandReader
 from dreambooth_core.job.launcher import Job, read_process
 from dreambooth_core.job.lock import read_holder
-from dreambooth_core.job.run_view import RunReader, RunView, log_tail
+from dreambooth_core.job.log import log_tail
+from dreambooth_core.job.run_view import RunReader, RunView
 from dreambooth_core.job.runs import events_path, log_path, process_path
 from dreambooth_core.job.workspace import ModelInfo, Workspace
 from dreambooth_core.stages.optimizer_file import read_memory, write_memory

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import json
-import math
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dreambooth_core.errors import InputError
-from dreambooth_core.job.plain_json import refuse_halves
+from dreambooth_core.job import plain_json
 
 MAX_BYTES = 4_000_000
 MOST_DIGITS = 300
-MAX_DEPTH = 50
 TOML_READERS = ("tomllib", "tomli", "pip._vendor.tomli")
 """Python's own since 3.11, its forerunner for 3.10, and the copy that pip brings along."""
 _TABLE = re.compile(r"\s*\[\[?[A-Za-z_][\w. -]*\]\]?\s*(#|\n|$)")
@@ -61,21 +58,19 @@ def parse(text: str, name: str) -> Any:
 def parse_json(text: str, name: str) -> Any:
     """Return what a JSON text says; raises InputError naming the place where it is none."""
     try:
-        value = json.loads(text, parse_constant=_no_number, parse_int=_whole, parse_float=_finite)
-        refuse_halves(value)
-    except (ValueError, RecursionError) as error:
+        return plain_json.parse(text, most_digits=MOST_DIGITS, repeats=True)
+    except ValueError as error:
         raise InputError(f"{name} is not JSON: {error}.", remedy="Correct it there.") from error
-    return _shallow(value, name)
 
 
 def parse_toml(text: str, name: str) -> dict[str, Any]:
     """Return what a TOML text says; raises InputError where it is none, or cannot be read here."""
     try:
         value = toml_reader()(text)
+        plain_json.refuse_depth(value)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{name} is not TOML: {error}.", remedy="Correct it there.") from error
-    shallow: dict[str, Any] = _shallow(value, name)
-    return shallow
+    return value
 
 
 def toml_reader() -> Callable[[str], dict[str, Any]]:
@@ -90,40 +85,3 @@ def toml_reader() -> Callable[[str], dict[str, Any]]:
         "This Python cannot read TOML: it is older than 3.11 and has no package tomli.",
         remedy="Install tomli, or give the settings as JSON.",
     )
-
-
-def _shallow(value: Any, name: str) -> Any:
-    """Return the value; raises InputError if it is nested deeper than settings ever are."""
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise InputError(
-                f"{name} is nested deeper than {MAX_DEPTH} levels.",
-                remedy="Settings are flatter: check that it is the right file.",
-            )
-        level = [inner for outer in level for inner in _inside(outer)]
-    return value
-
-
-def _inside(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return list(value.values())
-    return value if isinstance(value, list) else []
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no JSON number")
-
-
-def _whole(text: str) -> int:
-    if len(text) > MOST_DIGITS:
-        raise ValueError(f"a number has {len(text)} digits")
-    return int(text)
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isfinite(value):
-        return value
-    raise ValueError(f"{text[:20]} is too large a number")

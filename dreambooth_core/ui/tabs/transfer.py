@@ -25,6 +25,7 @@ from dreambooth_core.ui.training_form import Updates, Values
 
 HINT = "A subject that one model has learned, drawn by another one: without training again."
 CHOOSE = "Choose the model that is to learn it, A. What happens then is said here."
+CHOOSE_TWO = "A weighted sum mixes two models: choose A and B."
 LORA_HINT = "What sets B apart from its source as a small file, for any model of the family."
 BAKE_HINT = "A LoRA made part of a checkpoint, so that prompts need not name it."
 NO_MODEL = "Choose a model on the Select tab first."
@@ -231,14 +232,12 @@ class TransferTab:
 
 def meaning(told: Mapping[str, Any]) -> str:
     """Return what a merge with these settings does, in plain words, as HTML."""
-    a, b, c = (Path(told[name] or "").name for name in MODELS)
-    amount = told["multiplier"]
-    if told["method"] == WEIGHTED_SUM:
-        if not (a and b) or amount is None:
-            return note("A weighted sum mixes two models: choose A and B.")
+    a, b, c = names = [Path(told[name] or "").name for name in MODELS]
+    amount, is_sum = told["multiplier"], told["method"] == WEIGHTED_SUM
+    if amount is None or not all(names[:2] if is_sum else names):
+        return note(CHOOSE_TWO if is_sum else CHOOSE)
+    if is_sum:
         return note(f"Each weight becomes {1 - amount:.0%} of {a}'s and {amount:.0%} of {b}'s.")
-    if not (a and b and c) or amount is None:
-        return note(CHOOSE)
     much = "All of it" if amount == 1 else f"{number_text(float(amount))} times it"
     return note(
         f"What {b} learned is what sets it apart from {c}. {much} is added to {a}: the new"
