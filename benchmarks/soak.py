@@ -55,7 +55,7 @@ from dreambooth_core.job.runs import Run, create_run_folder, events_path, proces
 from dreambooth_core.job.storage import atomic_write_json
 from dreambooth_core.job.workspace import ModelInfo, Workspace
 
-WORKER = "benchmarks._soak_worker"
+WORKER = "tests.fake_worker"
 MODEL = "ada"
 PATIENCE_SECONDS = 120.0
 LOOK_EVERY = 100
@@ -120,7 +120,7 @@ def through_the_launcher(workspace: Workspace, jobs: int) -> dict[str, Any]:
     }
 
 
-def through_the_conductor(workspace: Workspace, jobs: int, panel: Any) -> dict[str, Any]:
+def through_the_conductor(workspace: Workspace, jobs: int, panel: _Panel) -> dict[str, Any]:
     """Start jobs as the page does; the panel looks at each while it goes on and at its end."""
     wrong: list[str] = []
     conductor = Conductor(StandaloneHost(workspace))
@@ -144,7 +144,7 @@ def through_the_conductor(workspace: Workspace, jobs: int, panel: Any) -> dict[s
     }
 
 
-def through_the_panel(workspace: Workspace, steps: int, panel: Any) -> dict[str, Any]:
+def through_the_panel(workspace: Workspace, steps: int, panel: _Panel) -> dict[str, Any]:
     """Write a long training as its worker would, while the panel and a second reader follow it."""
     folder = create_run_folder(workspace, "train")
     config = SampleConfig(model=MODEL, prompts=["a long training"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.folders import module_folder as module_folder
+from tests.folders import states_of_a_test as states_of_a_test
 from tests.tiny import tiny_model, write_tiny_checkpoint
 
 if TYPE_CHECKING:

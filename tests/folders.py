@@ -15,3 +15,19 @@ def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("module")
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def states_of_a_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The training states that a test made go with it; those of its module's fixtures stay.
+
+    They are most of what trainings write, and fixtures of a module are made before this one.
+    """
+    if "trainings" not in request.fixturenames:
+        yield
+        return
+    models = request.getfixturevalue("trainings").workspace.models_dir
+    before = {*models.glob("*/state/*")}
+    yield
+    for states in {*models.glob("*/state/*")} - before:
+        shutil.rmtree(states)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def in_runs(
         trainings.run({**settings, "resume": number > 0}, f"{name} {number}", at_step)
         for number, at_step in enumerate([*commands, {}])
     ]
+    for run in (whole, *runs):
+        shutil.rmtree(run.states)  # they are in memory
     return whole, runs
 
 

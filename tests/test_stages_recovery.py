@@ -27,7 +27,7 @@ from dreambooth_core.stages.session import Session
 from dreambooth_core.stages.training_setup import Trainer
 from dreambooth_core.stages.training_state import load_state
 from dreambooth_core.worker import failure
-from tests.trainings import Trained, Trainings, same, trainings_in
+from tests.trainings import Trained, Trainings, merged, same, trainings_in
 
 RATE = 1e-3
 FOUR_STEPS: dict[str, Any] = {
@@ -170,8 +170,8 @@ def test_the_session_ends_where_it_was_to_and_a_resumed_run_remembers_the_retrea
     trainings: Trainings, halved: Trained, breaking: Callable[[Break], None]
 ) -> None:
     breaking(nan_at(3))
-    three = {**FOUR_STEPS, "intervals": {"epochs": 2, "stop_after_steps": 3}}
-    first = trainings.run(three, "three steps")
+    three = {"intervals": {"stop_after_steps": 3}, "saving": {"keep_states": 1}}
+    first = trainings.run(merged(FOUR_STEPS, three), "three steps")
     assert [step.step for step in first.steps] == [1, 2, 3]
     assert first.summary["stopped"] and first.summary["steps"] == 3
     rest = trainings.run({**FOUR_STEPS, "resume": True}, "the rest")

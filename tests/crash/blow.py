@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -44,11 +45,7 @@ class Note:
             return ""
         kept = self._folder / f"kept-{next(self._count)}"
         if path.is_dir():
-            for inner in path.rglob("*"):
-                target = kept / inner.relative_to(path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if inner.is_file():
-                    os.link(inner, target)
+            shutil.copytree(path, kept, copy_function=os.link)
         else:
             os.link(path, kept)
         return str(kept)
@@ -67,14 +64,14 @@ class Disk:
             setattr(disk, name, self._standing_before(name))
 
     def _standing_before(self, name: str) -> Callable[..., Any]:
-        real, does = self.real[name], getattr(self, f"_{name}", None)
+        does = getattr(self, f"_{name}")
 
         def stand_in(*arguments: Any, **named: Any) -> Any:
             self.count += 1
             at = self.blow.get("operation")
             if at is not None and self.count >= at:
                 self._strike(name, arguments)
-            result = does(*arguments, **named) if does else real(*arguments, **named)
+            result = does(*arguments, **named)
             if at is not None and self.count == at and self.blow.get("after"):
                 die()
             return result

@@ -33,6 +33,7 @@ from tests.crash import power
 from tests.crash.blow import Blow
 from tests.crash.inspection import Inspector, events_of, sha256, tensors_of
 from tests.crash.nursery import Child, Nursery
+from tests.trainings import merged
 
 KEEP_STATES = 2
 SPACING = 4
@@ -76,16 +77,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 """Trainings of 12 steps: a state after every second, a checkpoint after every fourth."""
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return nested settings with some of them replaced."""
-    inner = {
-        name: merged(base[name], changes[name])
-        for name in base.keys() & changes.keys()
-        if isinstance(base[name], dict)
-    }
-    return {**base, **changes, **inner}
 
 
 @dataclass

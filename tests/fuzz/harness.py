@@ -72,16 +72,14 @@ class Finding:
 def fuzz(name: str, target: Target, cases: Iterator[int] | range, seed: int) -> list[Finding]:
     """Run cases of a target and return what was found; a case depends on nothing before it."""
     found: list[Finding] = []
-    base = Path(tempfile.mkdtemp(prefix="fuzz-")).resolve()
-    try:
+    with tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True) as temporary:
+        base = Path(temporary).resolve()
         with _in_folder(base):
             for case in cases:
                 finding = _one(name, target, seed, case, base / "case")
                 found += [finding] if finding else []
                 if len(found) >= MOST_FINDINGS:
                     break
-    finally:
-        shutil.rmtree(base, ignore_errors=True)
     return found
 
 

@@ -19,7 +19,7 @@ from dreambooth_core.config.schema import JOB_CONFIGS, Concept, TrainConfig
 from dreambooth_core.config.serialize import from_dict, load_json, set_value, to_dict
 from dreambooth_core.config.settings_store import kept_settings
 from dreambooth_core.config.validate import validate
-from dreambooth_core.errors import ConfigError
+from dreambooth_core.errors import ConfigError, UsageError
 from dreambooth_core.job.runs import read_run
 from dreambooth_core.job.workspace import ModelInfo, Workspace
 from tests.fuzz import mutate
@@ -123,8 +123,6 @@ def _valid(config: Any, workspace: Workspace, kind: str) -> None:
 
 def _attempt(step: Any) -> None:
     """Do something that may be refused in words, and go on."""
-    from dreambooth_core.errors import UsageError
-
     try:
         step()
     except ConfigError as error:
