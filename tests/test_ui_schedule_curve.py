@@ -150,14 +150,14 @@ def test_repeats_count(tmp_path: Path) -> None:
 
 
 def test_on_the_page_it_follows_its_settings(workspace: Workspace) -> None:
-    """Each of them draws it again; a number that is being typed leaves it."""
+    """Each of them draws it again, and so does opening its tab; a number being typed leaves it."""
     with gr.Blocks() as blocks:
         page = Page(StandaloneHost(workspace))
     display, train = page.select.curve.display, page.form.train
     functions = blocks.fns.values() if isinstance(blocks.fns, dict) else blocks.fns
     answering = [fn for fn in functions if display in (getattr(fn, "outputs", None) or ())]
     paths = {path for name in (*SHAPING, *SHAPING_TOO) for path in train.paths(name)}
-    assert len(answering) == len(paths & set(train.components()))
+    assert len(answering) == 1 + len(paths & set(train.components()))
     draw = answering[0].fn
     values = {part: getattr(part, "value", None) for part in page.form.inputs()}
     values[page.form.model] = "ada"

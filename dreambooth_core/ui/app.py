@@ -119,7 +119,7 @@ class Page:
             opened=self.tab_items["transfer"].select,
             ended=self.panel.summary.change,
         )
-        self.select.wire()
+        self.select.wire(opened=self.tab_items["select"].select)
         self.presets.wire()
         self.importing.wire(start)
         self.concepts.wire()

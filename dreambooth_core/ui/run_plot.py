@@ -10,7 +10,7 @@ from html import escape
 Point = tuple[int, float]
 
 WIDTH, HEIGHT = 640, 230
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 28
+LEFT, RIGHT, TOP, BOTTOM = 58, 20, 12, 28
 MOST_SHOWN = 400
 WANTED_TICKS = 4
 

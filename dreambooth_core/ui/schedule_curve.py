@@ -27,7 +27,7 @@ SHAPING = ("learning_rate", "intervals.epochs", "intervals.max_steps")
 """What draws the curve again when it changes; the rest does when one of these does."""
 
 SHAPING_TOO = ("optimizer.name", "lora.enabled", "text_encoder.train_ratio", "unet.train")
-UNKNOWN_LENGTH = "The learning rate is drawn here as soon as there are pictures or Max steps."
+UNKNOWN_LENGTH = "The curve is drawn here as soon as there are pictures or Max training steps."
 
 
 class ScheduleCurve:
@@ -37,8 +37,11 @@ class ScheduleCurve:
         """Make it inside the current container."""
         self.display = gr.HTML(hint(UNKNOWN_LENGTH), elem_id="dreambooth_schedule_curve")
 
-    def wire(self, form: TrainingForm) -> None:
-        """Draw it again when a setting that it shows changes, as it does with another model."""
+    def wire(self, form: TrainingForm, opened: Any) -> None:
+        """Draw it again when a setting that it shows changes, as it does with another model.
+
+        `opened` is the event of coming to its tab: newer Gradio tells of no change before that.
+        """
 
         def draw(values: Values) -> Any:
             try:
@@ -47,11 +50,10 @@ class ScheduleCurve:
                 return gr.update()
 
         components = form.train.components()
-        for name in (*SHAPING, *SHAPING_TOO):
-            for path in form.train.paths(name):
-                if path in components:
-                    inputs = form.inputs()
-                    listen(components[path].change, draw, inputs, self.display, newest=True)
+        paths = [path for name in (*SHAPING, *SHAPING_TOO) for path in form.train.paths(name)]
+        changes = [components[path].change for path in paths if path in components]
+        for event in (opened, *changes):
+            listen(event, draw, form.inputs(), self.display, newest=True)
 
 
 def schedule_html(config: TrainConfig) -> str:

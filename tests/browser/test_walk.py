@@ -8,6 +8,7 @@ works, so let both have names that may be seen.
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ GRID = "#dreambooth_compare_grid"
 NUMBERS = "#dreambooth_compare_table table"
 PROGRESS, SUMMARY = "#dreambooth_run_progress", "#dreambooth_run_summary"
 MODEL = "demo"
+OTHER = "another-model.safetensors"
 EPOCHS = demo.training_config(MODEL).intervals.epochs
 LONG = 2000
 
@@ -99,7 +101,7 @@ def _moves(person: Person) -> int:
     return int(person.waits(lambda: str(_step(person)), lambda n: int(n) >= wanted, f"{wanted}"))
 
 
-def test_a_newcomer_trains_the_built_in_subject(person: Person) -> None:
+def test_a_newcomer_trains_the_built_in_subject(app: App, person: Person) -> None:
     _create_the_example(person)
     _set_up_the_example(person)
     _check_the_pictures(person)
@@ -129,6 +131,8 @@ def test_a_newcomer_trains_the_built_in_subject(person: Person) -> None:
     assert _step(person) > reached
     assert "_" in person.sees(SUMMARY, ".safetensors")
     _compare(person)
+    if FOR_PICTURES:
+        _transfer(app, person)
 
 
 def _compare(person: Person) -> None:
@@ -148,6 +152,19 @@ def _compare(person: Person) -> None:
     person.waits(lambda: person.text(NUMBERS), lambda text: text == table, "the same numbers")
     assert person.repeated_ids() == []
     _keep_picture(person, "tab-compare")
+
+
+def _transfer(app: App, person: Person) -> None:
+    """Carry what was learned over to another checkpoint and see it said; for the picture."""
+    for part in Workspace(app.root).checkpoints_dir.glob("dreambooth-built-in.*"):
+        shutil.copy(part, part.with_name(f"{Path(OTHER).stem}{part.suffix}"))
+    person.tab("Transfer")
+    person.press("dreambooth_transfer_refresh")
+    person.type("dreambooth_merge_primary", OTHER)
+    person.sees("#dreambooth_transfer_meaning", f"is added to {OTHER}")
+    person.press("dreambooth_merge_button")
+    person.sees("#dreambooth_transfer_result", "is ready")
+    _keep_picture(person, "tab-transfer")
 
 
 def test_a_job_outlives_the_page_and_its_end_is_told(app: App, person: Person) -> None:

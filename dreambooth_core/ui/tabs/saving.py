@@ -68,8 +68,9 @@ def show_files(planned: FilesPlanned | None) -> str:
 
 
 def _name(row: PlannedFile) -> str:
-    kept = "" if row.kept else " (deleted again by this run)"
-    return f"{Path(row.path).name}{kept}"
+    """Return a file's name; a folder's, which has no ending, with that of the folder it is in."""
+    path, kept = Path(row.path), "" if row.kept else " (deleted again by this run)"
+    return f"{path.name if path.suffix else '/'.join(path.parts[-2:])}{kept}"
 
 
 def _size(row: PlannedFile) -> str:

@@ -82,9 +82,9 @@ class SelectTab:
                 self.curve = ScheduleCurve()
         return made
 
-    def wire(self) -> None:
-        """Let the view and the search act, and the curve of the learning rate follow."""
-        self.curve.wire(self.form)
+    def wire(self, opened: Any) -> None:
+        """Let the view and the search act, and the curve follow; `opened` tells of this tab."""
+        self.curve.wire(self.form, opened)
         train, concept = self.form.train.components(), self.form.concept.components()
         fields = [part for path, part in train.items() if path not in ("model", "concepts")]
         outputs = [*fields, *concept.values(), *self.sections.values(), self.nothing]
@@ -99,27 +99,23 @@ class SelectTab:
         A search looks at all settings, and only at those of this tab.
         """
         words = (query or "").lower().split()
-        here = {path for path in self.form.train.specs if self._stands_here(path)}
+
+        def is_in_view(spec: FieldSpec) -> bool:
+            return view == ADVANCED or not spec.control.advanced
 
         def is_shown(spec: FieldSpec) -> bool:
-            if spec.path == "model":
-                return True
-            if words and spec.path in here:
-                return matches(spec, words)
-            return view == ADVANCED or not spec.control.advanced
+            searched = words and self._stands_here(spec.path)
+            return matches(spec, words) if searched else is_in_view(spec)
 
         updates = self.form.train.filter(is_shown)
         updates.pop(self.form.model)
-        updates |= self.form.concept.filter(
-            lambda spec: view == ADVANCED or not spec.control.advanced
-        )
-        specs = self.form.train.specs
+        updates |= self.form.concept.filter(is_in_view)
+        shown = {path for path, spec in self.form.train.specs.items() if is_shown(spec)}
         for name, accordion in self.sections.items():
-            paths = self.form.train.paths(name)
-            any_shown = any(is_shown(specs[path]) for path in paths)
+            any_shown = not shown.isdisjoint(self.form.train.paths(name))
             is_open = bool(words) or name in OPEN
             updates[accordion] = gr.update(visible=visibility(any_shown), open=is_open)
-        found = not words or any(is_shown(specs[path]) for path in here)
+        found = not words or any(map(self._stands_here, shown))
         updates[self.nothing] = "" if found else note(f"No setting speaks of {query!r}.")
         return updates
 
