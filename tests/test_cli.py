@@ -188,7 +188,7 @@ def test_concept_flags_change_the_only_concept_of_a_file(
         (["resume", "eve"], "There is no model 'eve'"),
         (["watch"], "There are no runs"),
         (["watch", "none"], "There is no run 'none'"),
-        (["stop"], "not clear which run"),
+        (["stop"], "No run is going on."),
         (["models", "--root", "none"], "none does not exist"),
     ],
 )

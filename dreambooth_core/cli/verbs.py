@@ -161,11 +161,13 @@ def _running(workspace: Workspace, run_id: str) -> Job:
             raise InputError(f"The run {run_id} has ended already.")
         return job
     jobs = running_jobs(workspace)
-    if len(jobs) != 1:
-        listed = ", ".join(job.run_id for job in jobs) or "none"
+    if not jobs:
+        raise InputError("No run is going on.")
+    if len(jobs) > 1:
+        listed = ", ".join(job.run_id for job in jobs)
         raise InputError(
             f"It is not clear which run is meant; going on now: {listed}.",
-            remedy="Give the run's id." if jobs else "",
+            remedy="Give the run's id.",
         )
     return jobs[0]
 

@@ -183,6 +183,8 @@ def _sheet(
 
 def _remarks(config: CompareConfig, columns: Sequence[Column]) -> list[str]:
     pictures = f"{config.seeds_per_prompt} pictures of each prompt from seed {config.seed}"
+    if config.seeds_per_prompt > SHOWN_PER_CELL:
+        pictures += f" (the first {SHOWN_PER_CELL} are shown)"
     settings = f"{config.sampler}, {config.steps} steps, CFG scale {config.cfg_scale:g}"
     prompts = "; ".join(column.heading for column in columns)
     measures = f"Measured for the subject {config.subject}." if config.subject else NO_MEASURES

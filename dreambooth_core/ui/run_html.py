@@ -22,6 +22,9 @@ TITLES = {
     "save": "Checkpoint of",
     "compare": "Comparing",
     "plan": "Planning",
+    "merge": "Merging",
+    "extract-lora": "Extracting",
+    "bake-lora": "Baking",
 }
 STATES = {
     "starting": "Starting",
