@@ -307,6 +307,11 @@ class TestSummary:
         assert "/state/12" in text and "1 picture in /s" in text
         assert text.count("ada_12") == 1
 
+    def test_a_merged_file_has_no_step(self) -> None:
+        saved = CheckpointSaved("/m/both.safetensors", 0, 0, "ab", 3 * 2**20)
+        text = summary_html(view_of(STARTED, saved, JobFinished({})))
+        assert "/m/both.safetensors (3.0 MB)" in text
+
     def test_files_of_other_jobs_come_from_their_summary(self) -> None:
         view = view_of(JobFinished({"paths": ["/a.png", "/b.png"], "grid": "/g.png"}))
         assert all(f"<li>/{name}.png</li>" in summary_html(view) for name in "abg")

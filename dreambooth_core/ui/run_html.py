@@ -124,10 +124,10 @@ def summary_html(view: RunView | None) -> str:
 
 
 def _written(view: RunView) -> list[str]:
-    lines = [
-        f"{file.path} ({size_text(file.size)}, step {file.step}, epoch {file.epoch})"
-        for file in view.files
-    ]
+    lines = []
+    for file in view.files:
+        made = f", step {file.step}, epoch {file.epoch}" if file.step else ""
+        lines.append(f"{file.path} ({size_text(file.size)}{made})")
     if view.training_state:
         lines.append(f"{view.training_state} (training state to go on from)")
     if view.samples and not _is_comparison(view):
