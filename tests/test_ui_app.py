@@ -27,6 +27,7 @@ from dreambooth_core.config.settings_store import keep_settings, kept_settings
 from dreambooth_core.errors import ConfigError
 from dreambooth_core.host.base import set_host
 from dreambooth_core.host.standalone import StandaloneHost
+from dreambooth_core.job.runs import Run, create_run_folder, write_run
 from dreambooth_core.job.workspace import ModelInfo, Workspace
 from dreambooth_core.ui.app import Page, build_blocks
 from dreambooth_core.ui.tabs.concepts import add, duplicate, pick, remove
@@ -147,6 +148,19 @@ def test_kept_settings_are_shown_again(page: Page, browser: Browser, workspace: 
     config = demo.training_config("ada")
     config.concepts.append(Concept(instance_folder="b", sample_prompts=["x", "y"]))
     keep_settings(workspace.model("ada"), config)
+    browser.show(page.open(browser.values))
+    assert page.training(browser.values) == config
+
+
+def test_a_model_trained_from_a_shell_is_shown_as_it_was_trained(
+    page: Page, browser: Browser, workspace: Workspace
+) -> None:
+    add_model(workspace, "ada")
+    config = TrainConfig(
+        model="ada", concepts=[Concept(instance_folder="a", instance_token="zwx")], seed=7
+    )
+    folder = create_run_folder(workspace, "train")
+    write_run(folder, Run(folder.name, "train", workspace.root, config))
     browser.show(page.open(browser.values))
     assert page.training(browser.values) == config
 

@@ -17,6 +17,7 @@ from dreambooth_core.config.schema import ImagesSection, TrainConfig
 from dreambooth_core.config.serialize import from_dict, to_dict
 from dreambooth_core.config.settings_store import concept_title, keep_settings, kept_settings
 from dreambooth_core.errors import ConfigError, DreamboothError, NewerVersionError, Problem
+from dreambooth_core.job.runs import last_run
 from dreambooth_core.job.workspace import ModelFolder, ModelInfo, Workspace
 from dreambooth_core.ui.controls import Fields
 from dreambooth_core.ui.gradio_compat import make
@@ -117,11 +118,16 @@ class TrainingForm:
 
 
 def settings_of(workspace: Workspace, info: ModelInfo) -> TrainConfig:
-    """Return the settings kept for a model, or those that a new one begins with.
+    """Return the settings kept for a model, else those of its last training, else first ones.
 
-    Raises InputError or ConfigError if the kept ones cannot be used.
+    A model that was trained from a shell has none kept. Raises InputError or ConfigError if those
+    that there are cannot be used.
     """
-    return kept_settings(workspace.model(info.name)) or first_settings(info)
+    kept = kept_settings(workspace.model(info.name))
+    if kept is not None:
+        return kept
+    run = last_run(workspace, info.name, "train")
+    return run.config if run and isinstance(run.config, TrainConfig) else first_settings(info)
 
 
 def first_settings(info: ModelInfo) -> TrainConfig:
