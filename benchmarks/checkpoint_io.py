@@ -7,9 +7,11 @@ The yardstick is copying the same file with fsync, measured in the same rounds: 
 copy, create, save, ... Each is a process of its own, so that its peak memory is its own; the memory
 shown is what it used above the interpreter with torch loaded. Before each, a helper process uses as
 much free memory as the files will take: the host of a virtual machine takes back what is free, and
-its first use then costs more than the copy.
+its first use then costs more than the copy. What an action reads is in the system's memory at its
+start, as after a download or a training; with `--cold` it is not.
 
-    python -m benchmarks.checkpoint_io [--model sdxl] [--rounds 3] [--folder DIR] [--json FILE]
+    python -m benchmarks.checkpoint_io [--model sdxl] [--rounds 3] [--cold] [--folder DIR]
+        [--json FILE]
 """
 
 from __future__ import annotations
@@ -104,6 +106,30 @@ def save(root: Path) -> None:
 ACTIONS: dict[str, Callable[[Path], None]] = {"copy": copy, "create": create, "save": save}
 
 
+def inputs_of(kind: str, root: Path) -> list[Path]:
+    """Return the large files that an action reads."""
+    from dreambooth_core.job.workspace import Workspace
+
+    if kind != "save":
+        return [source_of(root)]
+    return sorted(Workspace(root).model(MODEL).path.rglob("*.safetensors"))
+
+
+def make_cold(paths: list[Path]) -> None:
+    """Let the system's memory forget files."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def make_warm(paths: list[Path]) -> None:
+    """Let the system's memory hold files."""
+    for path in paths:
+        with path.open("rb") as file:
+            while file.read(2**24):
+                pass
+
+
 def source_of(root: Path) -> Path:
     """Return where the checkpoint to be measured with lies."""
     return root / "source.safetensors"
@@ -130,7 +156,7 @@ def touch_free_memory(size: int) -> None:
     subprocess.run([sys.executable, "-c", code, str(size)], check=True)
 
 
-def measure_here(kind: str, root: Path) -> dict[str, float]:
+def measure_here(kind: str, root: Path, cold: bool) -> dict[str, float]:
     """Run one action in this process and return its seconds and memory above torch's."""
     import torch  # noqa: F401  (its memory is the base line)
 
@@ -139,6 +165,7 @@ def measure_here(kind: str, root: Path) -> dict[str, float]:
         from dreambooth_core.stages import create as _create  # noqa: F401  (imports are no part)
         from dreambooth_core.stages import save as _save  # noqa: F401
     touch_free_memory(source_of(root).stat().st_size)
+    (make_cold if cold else make_warm)(inputs_of(kind, root))
     start, cpu_start = time.perf_counter(), time.process_time()
     ACTIONS[kind](root)
     return {
@@ -148,23 +175,22 @@ def measure_here(kind: str, root: Path) -> dict[str, float]:
     }
 
 
-def measure(kind: str, root: Path) -> dict[str, float]:
+def measure(kind: str, root: Path, cold: bool) -> dict[str, float]:
     """Run one action in a process of its own, with the disk idle at its start."""
     if hasattr(os, "sync"):
         os.sync()
     command = [sys.executable, "-m", "benchmarks.checkpoint_io", "--child", kind]
-    output = subprocess.run(
-        [*command, "--folder", str(root)], check=True, capture_output=True, text=True
-    ).stdout
+    command += ["--folder", str(root), *(["--cold"] if cold else [])]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return dict(json.loads(output.splitlines()[-1]))
 
 
-def run_rounds(root: Path, rounds: int) -> dict[str, list[dict[str, float]]]:
+def run_rounds(root: Path, rounds: int, cold: bool) -> dict[str, list[dict[str, float]]]:
     """Return the measurements of every action, taken in turn, leaving no files but the source."""
     results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):
         for kind in KINDS:
-            results[kind].append(measure(kind, root))
+            results[kind].append(measure(kind, root, cold))
             (root / "copy.safetensors").unlink(missing_ok=True)
         shutil.rmtree(root / "models")
     return results
@@ -200,18 +226,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cold", action="store_true", help="read from the disk (not on Windows)")
     parser.add_argument("--folder", type=Path, help="where to work (17 or 28 GB)")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure_here(options.child, options.folder)))
+        print(json.dumps(measure_here(options.child, options.folder, options.cold)))
         return
     with tempfile.TemporaryDirectory(prefix="checkpoint_io-", dir=options.folder) as folder:
         root = Path(folder)
         write_source(source_of(root), options.model)
-        results = run_rounds(root, options.rounds)
-        figures = {"model": options.model} | summarise(results, source_of(root).stat().st_size)
+        results = run_rounds(root, options.rounds, options.cold)
+        figures = {"model": options.model, "cold": options.cold}
+        figures |= summarise(results, source_of(root).stat().st_size)
     figures["machine"] = {"system": platform.platform(), "cores": os.cpu_count()}
     print_table(figures)
     if options.json:

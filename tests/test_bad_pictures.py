@@ -248,8 +248,8 @@ def test_a_folder_that_may_not_be_read_is_named(
     usual = os.scandir
 
     def scan(path: Any) -> Any:
-        if os.fspath(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied", os.fspath(path))
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
         return usual(path)
 
     monkeypatch.setattr(os, "scandir", scan)

@@ -1,9 +1,11 @@
-"""Files written in blocks: the bytes, the sums, and what is read again before they get a name."""
+"""Files written in blocks, past the system's memory where it can be: the bytes and the sums."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import os
+import sys
 import zlib
 from collections.abc import Callable
 from io import FileIO
@@ -20,20 +22,50 @@ from dreambooth_core.job import disk
 
 BLOCK = 4096
 CONTENT = bytes(i * 7 % 251 for i in range(9 * BLOCK + 123))
-LENGTHS = [1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK, len(CONTENT)]
+LENGTHS = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK, len(CONTENT)]
 
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a small file has many, each written in several pieces."""
+    """So that a small file has many, each proven by itself."""
     monkeypatch.setattr(blocks, "BLOCK_BYTES", BLOCK)
-    monkeypatch.setattr(blocks, "WRITE_BYTES", 1000)
-    monkeypatch.setattr(proof, "SYNC_BYTES", 3 * BLOCK)
+    monkeypatch.setattr(blocks, "BUFFERED_BYTES", 1000)
+    monkeypatch.setattr(proof, "SYNC_BYTES", 2 * BLOCK)
 
 
-def written(path: Path, content: bytes, at_a_time: int, kind: Callable[[], Any] = Crc32) -> str:
+class Noted:
+    """The real disk, and whether each write to it was direct."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Stand before the functions."""
+        self.direct: list[bool] = []
+        self.real = disk.write
+        monkeypatch.setattr(disk, "write", self.write)
+
+    def write(self, file: FileIO, data: memoryview) -> None:
+        """Note and write."""
+        self.direct.append(is_direct(file))
+        self.real(file, data)
+
+
+def is_direct(file: FileIO) -> bool:
+    """Whether the system passes its memory by for an open file."""
+    if sys.platform != "linux":
+        return False
+    import fcntl
+
+    return bool(fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_DIRECT)
+
+
+def can_be_direct(folder: Path) -> bool:
+    """Whether the file system of the tests has direct writing."""
+    with disk.create(folder / "probe") as file:
+        return disk.set_direct(file.fileno(), True)
+
+
+def written(path: Path, content: bytes, at_a_time: int, kind: Callable[[], Any]) -> str:
     """Write in pieces, and return the sum."""
-    writer = BlockWriter(path, len(content), kind)
+    writer = BlockWriter(path, kind)
     try:
         for start in range(0, len(content), at_a_time):
             piece = bytearray(content[start : start + at_a_time])
@@ -57,105 +89,78 @@ def test_the_file_holds_what_was_put_and_the_sum_is_the_files(
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("at", [0, 4, 9])
-def test_a_block_that_is_kept_otherwise_is_found_as_soon_as_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
-    real = disk.write
-
-    def lying(file: FileIO, data: memoryview) -> None:
-        changed = bytearray(data)
-        if file.tell() // BLOCK == at:
-            changed[-1] ^= 1
-        real(file, changed)
-
-    monkeypatch.setattr(disk, "write", lying)
-    path = tmp_path / "x"
-    with pytest.raises(CheckpointError, match="x does not read back as it was written"):
-        written(path, CONTENT, 1000)
-    assert path.stat().st_size <= (at + 2) * BLOCK
-
-
-class Forgetful:
-    """A system whose memory held what the disk does not have: it shows when it has to forget."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path, damaged: int = -1) -> None:
-        """Stand in for what makes it forget; the block `damaged` is another one on the disk."""
-        self.path, self.damaged = path, damaged
-        self.asked: list[tuple[int, int]] = []
-        self.synced_before: list[bool] = []
-        self._synced, self._sync = False, disk.sync
-        monkeypatch.setattr(disk, "drop_cache", self.drop_cache)
-        monkeypatch.setattr(disk, "sync", self.sync)
-
-    def sync(self, descriptor: int) -> None:
-        """Note it."""
-        self._sync(descriptor)
-        self._synced = True
-
-    def drop_cache(self, descriptor: int, start: int, count: int) -> None:
-        """Note it, and show what the disk has."""
-        self.asked.append((start // BLOCK, count))
-        self.synced_before.append(self._synced)
-        if start // BLOCK == self.damaged:
-            with self.path.open("r+b") as file:
-                file.seek(start + count - 1)
-                file.write(b"\xff")
-
-
-@pytest.mark.parametrize(
-    ("most", "expected"), [(64, range(10)), (10, range(10)), (3, [0, 3, 6, 9]), (1, [0, 9])]
-)
-def test_the_disk_is_asked_for_blocks_all_over_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, expected: list[int]
-) -> None:
-    monkeypatch.setattr(proof, "ASKED_BLOCKS", most)
-    disk_below = Forgetful(monkeypatch, tmp_path / "x")
-    written(tmp_path / "x", CONTENT, 1000)
-    assert [block for block, _ in disk_below.asked] == list(expected)
-    assert disk_below.asked[-1] == (9, 123), "the last block too, which is a short one"
-    assert all(disk_below.synced_before)
-
-
-@pytest.mark.parametrize("damaged", [0, 5, 9])
-def test_what_the_disk_has_otherwise_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: int
-) -> None:
-    Forgetful(monkeypatch, tmp_path / "x", damaged)
-    with pytest.raises(CheckpointError, match="x does not read back as it was written"):
-        written(tmp_path / "x", CONTENT, 1000)
-
-
-def test_the_disk_begins_before_all_is_written(
+def test_whole_blocks_pass_the_systems_memory_by_and_the_rest_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes: list[int] = []
-    path, real = tmp_path / "x", disk.sync
-
-    def noted(descriptor: int) -> None:
-        sizes.append(path.stat().st_size)
-        real(descriptor)
-
-    monkeypatch.setattr(disk, "sync", noted)
-    written(path, CONTENT, BLOCK)
-    assert len(sizes) > 1
-    assert sizes[0] < len(CONTENT) == sizes[-1]
+    if not can_be_direct(tmp_path):
+        pytest.skip("this file system has no direct writing")
+    noted = Noted(monkeypatch)
+    written(tmp_path / "x", CONTENT, 1000, Crc32)
+    assert noted.direct == [True] * 9 + [False]
 
 
-@pytest.mark.parametrize("function", ["write", "sync", "open_read"])
-def test_an_error_of_the_disk_comes_out_with_the_files_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+@pytest.mark.parametrize("refused", [1, 4])
+def test_a_file_system_that_refuses_a_direct_write_is_written_the_other_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: int
 ) -> None:
-    def failing(*_: Any) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+    real, count = disk.write, 0
 
-    monkeypatch.setattr(disk, function, failing)
+    def refusing(file: FileIO, data: memoryview) -> None:
+        nonlocal count
+        count += is_direct(file)
+        if is_direct(file) and count == refused:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(file, data)
+
+    monkeypatch.setattr(disk, "write", refusing)
+    path = tmp_path / "x"
+    assert written(path, CONTENT, 1000, Crc32) == f"{zlib.crc32(CONTENT):08x}"
+    assert path.read_bytes() == CONTENT
+
+
+def test_where_nothing_can_be_direct_the_file_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "set_direct", lambda descriptor, on: False)
+    noted, path = Noted(monkeypatch), tmp_path / "x"
+    assert written(path, CONTENT, 1000, Crc32) == f"{zlib.crc32(CONTENT):08x}"
+    assert path.read_bytes() == CONTENT
+    assert not any(noted.direct)
+    assert len(noted.direct) == 9 * 5 + 1
+
+
+@pytest.mark.parametrize("at", [0, 4, 9])
+def test_a_disk_that_keeps_something_else_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    real, count = disk.write, -1
+
+    def lying(file: FileIO, data: memoryview) -> None:
+        nonlocal count
+        count += 1
+        if count == at:
+            data[len(data) // 2] ^= 1
+        real(file, data)
+        if count == at:
+            data[len(data) // 2] ^= 1
+
+    monkeypatch.setattr(disk, "write", lying)
+    with pytest.raises(CheckpointError, match="x does not read back as it was written"):
+        written(tmp_path / "x", CONTENT, 1000, Crc32)
+
+
+def test_an_error_of_the_disk_in_the_middle_comes_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = disk.write, 0
+
+    def failing(file: FileIO, data: memoryview) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise OSError(errno.EIO, "Input/output error")
+        real(file, data)
+
+    monkeypatch.setattr(disk, "write", failing)
     with pytest.raises(OSError, match="Input/output error"):
-        written(tmp_path / "x", CONTENT, 1000)
-
-
-def test_the_sum_of_pieces_is_that_of_the_whole() -> None:
-    total = Crc32()
-    for start in range(0, len(CONTENT), 700):
-        total.update(CONTENT[start : start + 700])
-    assert total.hexdigest() == f"{zlib.crc32(CONTENT):08x}"
+        written(tmp_path / "x", CONTENT, 1000, Crc32)
