@@ -109,6 +109,7 @@ def test_a_file_system_that_refuses_a_direct_write_is_written_the_other_way(
         nonlocal count
         count += is_direct(file)
         if is_direct(file) and count == refused:
+            real(file, data[: len(data) // 2 // 512 * 512])
             raise OSError(errno.EINVAL, "Invalid argument")
         real(file, data)
 

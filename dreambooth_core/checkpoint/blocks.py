@@ -90,11 +90,13 @@ class BlockWriter:
 
     def _passes(self, block: memoryview) -> bool:
         """Write a block directly, if the file system, asked for it, does not refuse after all."""
+        start = self._file.tell()
         try:
             disk.write(self._file, block)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
+            self._file.seek(start)
             return False
         self._proof.direct = True
         return True
