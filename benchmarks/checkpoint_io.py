@@ -117,9 +117,11 @@ def inputs_of(kind: str, root: Path) -> list[Path]:
 
 def make_cold(paths: list[Path]) -> None:
     """Let the system's memory forget files."""
+    from dreambooth_core.job import disk
+
     for path in paths:
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with disk.open_read(path) as file:
+            disk.drop_cache(file.fileno(), 0, path.stat().st_size)
 
 
 def make_warm(paths: list[Path]) -> None:

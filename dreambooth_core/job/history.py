@@ -21,7 +21,7 @@ from dreambooth_core.job.events import (
 from dreambooth_core.job.json_lines import read_last_lines
 from dreambooth_core.job.launcher import Job
 from dreambooth_core.job.lineage import began_from
-from dreambooth_core.job.runs import Run, events_path, read_run, run_ids, told_kind, told_model
+from dreambooth_core.job.runs import Run, events_path, read_run_of, run_ids, told_kind
 from dreambooth_core.job.workspace import Workspace
 
 
@@ -69,12 +69,11 @@ def _runs_of(workspace: Workspace, model: str) -> Iterator[Run | UnreadableRun]:
     for run_id in reversed(run_ids(workspace)):
         folder = workspace.run_folder(run_id)
         try:
-            run = read_run(folder)
+            run = read_run_of(folder, model)
         except UsageError as error:
-            if told_model(folder) == model:
-                yield UnreadableRun(run_id, told_kind(folder), str(error))
+            yield UnreadableRun(run_id, told_kind(folder), str(error))
             continue
-        if run.works_on == model:
+        if run is not None:
             yield run
 
 

@@ -18,7 +18,7 @@ from dreambooth_core.config.schema import (
     MergeConfig,
 )
 from dreambooth_core.config.serialize import from_dict, to_kept
-from dreambooth_core.errors import InputError, UsageError
+from dreambooth_core.errors import InputError
 from dreambooth_core.job import disk, plain_json
 from dreambooth_core.job.formats import RUN
 from dreambooth_core.job.storage import atomic_write_json
@@ -148,21 +148,12 @@ def last_run(workspace: Workspace, model: str, kind: str) -> Run | None:
 
 
 def read_run_of(folder: Path, model: str) -> Run | None:
-    """Return a run if it is of a model; raises InputError or ConfigError for an unreadable one.
-
-    Unless even that one tells that it is of another.
-    """
-    try:
-        run = read_run(folder)
-    except UsageError:
-        if told_model(folder) == model:
-            raise
-        return None
-    return run if run.model == model else None
+    """Return a run if it is of a model; raises InputError or ConfigError if it cannot be read."""
+    return read_run(folder) if told_model(folder) == model else None
 
 
 def told_model(folder: Path) -> str:
-    """Return the model that an unreadable run names, such as one of a newer version; "" for none.
+    """Return the model that a run names, even one of a newer version; "" for none.
 
     All versions name it at the same place.
     """

@@ -62,13 +62,7 @@ def lora_to_start_from(config: TrainConfig, context: RunContext, components: Com
     for name in sorted(layers, key=lambda name: places[name].component != UNET):
         _require_same_form(config, layers[name], places[name], path)
     parts = {places[name].component for name in layers}
-    lacking = [
-        name
-        for name, (component, _, kind) in places.items()
-        if _learns(config, component)
-        and kind in adapter_sizes(config.lora, component)
-        and name not in layers
-    ]
+    lacking = _to_learn(config, places) - layers.keys()
     words = f"The training begins with {path.name}: {len(layers)} layers of {', '.join(parts)}."
     more = f" {len(lacking)} layers that it lacks begin anew." if lacking else ""
     context.emit(Notice("info", words + more))
@@ -173,6 +167,15 @@ def _require_learning(config: TrainConfig, place: Place, path: Path) -> None:
     if place.component == UNET:
         name, remedy = "the UNet", "Switch on unet.train."
     raise _misfit(f"{path} has layers of {name}, which this training leaves alone.", remedy)
+
+
+def _to_learn(config: TrainConfig, places: Mapping[str, Place]) -> set[str]:
+    """Return the layers that get an adapter in this training."""
+    return {
+        name
+        for name, (component, _, kind) in places.items()
+        if _learns(config, component) and kind in adapter_sizes(config.lora, component)
+    }
 
 
 def _learns(config: TrainConfig, component: str) -> bool:
