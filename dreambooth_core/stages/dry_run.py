@@ -82,7 +82,7 @@ def run(config: TrainConfig, context: RunContext) -> dict[str, Any]:
     return {
         "model": config.model,
         "loss": loss,
-        "step_seconds": round(parts[TRAINING].seconds, 3),
+        "step_seconds": parts[TRAINING].seconds,
         "steps": steps,
         "class_images_to_generate": parts[PAINTING].total if PAINTING in parts else 0,
         "foretold_seconds": {n: round(p.foretold_seconds, 1) for n, p in parts.items()},
@@ -145,7 +145,7 @@ class Rehearsal:
         yield
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        seconds = time.monotonic() - began
+        seconds = round(time.monotonic() - began, 3)
         self.parts[name] = Measured(total, done, seconds, peak_memory(device))
 
     def _paint(
