@@ -291,7 +291,8 @@ def _clean_environment(inherited: Mapping[str, str]) -> dict[str, str]:
 def commands_for(verb: str, rest: Sequence[str]) -> list[list[str]]:
     """Return what .venv's interpreter is to run for a verb, one after the other."""
     if verb == "test":
-        return [["-m", "pytest", "-n", "2", *rest]]
+        files_in_turn = ["--dist", "loadfile", "--no-loadscope-reorder"]
+        return [["-m", "pytest", "-n", "2", *files_in_turn, *rest]]
     if verb == "lint":
         return [
             ["-m", "ruff", "format", "--check", "."],

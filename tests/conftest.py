@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from dreambooth_core.job.workspace import ModelFolder, Workspace
 
 
+LONGEST = ("end_to_end", "walk", "crash", "fault_injection", "soak")
+"""Files that begin first, so that no process is left with one of them when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, in their order."""
+    names = [f"test_{name}" for name in LONGEST]
+    items.sort(key=lambda i: names.index(i.path.stem) if i.path.stem in names else len(names))
+
+
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test may need the network: make the hub client fail at once instead of trying."""

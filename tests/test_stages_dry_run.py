@@ -114,6 +114,19 @@ def test_what_is_foretold_follows_from_what_was_measured(trainings: Trainings) -
     assert f"{summary['step_seconds']:.2f} s" in notice and "Nothing was kept" in notice
 
 
+def test_the_report_and_the_sentence_round_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([10.0, 10.0949])
+    monkeypatch.setattr(dry_run.time, "monotonic", lambda: next(clock))
+    rehearsal = dry_run.Rehearsal(tmp_path)
+    with rehearsal.measured("training", total=200, done=1, device=CPU):
+        pass
+    (measured,) = rehearsal.parts.values()
+    assert measured.seconds == 0.095
+    assert f"{measured.seconds:.2f} s" in in_words(0.25, rehearsal.parts)
+
+
 def test_words_and_times_by_hand() -> None:
     parts = {
         "class images": Measured(total=88, done=4, seconds=2.0, peak_bytes=2**30),
