@@ -6,8 +6,11 @@ tensors by the formulas of its paper's code; transformers' CLIP-L serves as it i
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,6 +181,29 @@ def test_gradients_reach_every_encoder(family: str, request: pytest.FixtureReque
     for encoder in components.text_encoders().values():
         assert encoder.text_model.encoder.layers[0].mlp.fc1.weight.grad.abs().sum() > 0
         encoder.zero_grad()
+
+
+def test_ids_are_remembered_as_long_as_the_tokenizer_is_there() -> None:
+    asked: list[str] = []
+
+    class Tokenizer:
+        bos_token_id, eos_token_id, pad_token_id = START, END, END
+
+        def __call__(self, prompt: str, **options: bool) -> SimpleNamespace:
+            asked.append(prompt)
+            return SimpleNamespace(input_ids=[len(prompt)])
+
+        def convert_tokens_to_ids(self, token: str) -> int:
+            return COMMA
+
+    tokenizer = Tokenizer()
+    for prompt in ("a", "bb", "a"):
+        assert chunked_token_ids(tokenizer, [prompt])[0, 0, 1] == len(prompt)
+    assert asked == ["a", "bb"]
+    gone = weakref.ref(tokenizer)
+    del tokenizer
+    gc.collect()
+    assert gone() is None
 
 
 def test_an_exclamation_mark_is_a_word_though_it_pads(sd2: Components, sdxl: Components) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ REAL_WIDTH = 768
 REAL_HEADS = 12
 YAML = "dreambooth.text_config"
 REMEMBERED_PROMPTS = 4096
+_KNOWN: WeakKeyDictionary[Any, dict[str, tuple[int, ...]]] = WeakKeyDictionary()
+"""The ids of prompts by tokenizer, which goes with its model: it takes 21 MB."""
+
 PHRASE_END = re.compile(r"[,;.!?](?:\s+|$)")
 START, END = 49406, 49407
 
@@ -151,14 +154,21 @@ def _phrase_chunks(phrases: Sequence[Sequence[int]], between: Sequence[int]) -> 
     return chunks
 
 
-@lru_cache(maxsize=8)
 def _comma(tokenizer: Any) -> int:
     return int(tokenizer.convert_tokens_to_ids(f",{WORD_END}"))
 
 
-@lru_cache(maxsize=REMEMBERED_PROMPTS)
 def _token_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
     """Return a prompt's ids; training asks for the same few prompts in every step."""
+    known = _KNOWN.setdefault(tokenizer, {})
+    if prompt not in known:
+        if len(known) >= REMEMBERED_PROMPTS:
+            known.clear()
+        known[prompt] = _split(tokenizer, prompt)
+    return known[prompt]
+
+
+def _split(tokenizer: Any, prompt: str) -> tuple[int, ...]:
     ids = tokenizer(
         prompt,
         add_special_tokens=False,
