@@ -17,6 +17,7 @@ from dreambooth_core.stages.preflight.picture_checks import (
     BLURRED_BELOW,
     MOST_UNREADABLE,
     blurry,
+    far_from_model,
     groups_of_likes,
     named,
     near_duplicates,
@@ -124,6 +125,24 @@ def test_too_small_for_its_bucket(tmp_path: Path, side: int, level: str | None) 
     if found:
         assert f"a.png has {side}x{side} pixels for 256x256" in found[0].message
         assert str(side) in found[0].remedy and found[0].field == "images.resolution"
+
+
+@pytest.mark.parametrize(
+    ("resolution", "own", "is_far"),
+    [
+        (512, 512, False),
+        (768, 512, False),
+        (1024, 512, True),
+        (512, 1024, True),
+        (768, 1024, False),
+    ],
+)
+def test_a_resolution_far_from_the_models_own(resolution: int, own: int, is_far: bool) -> None:
+    found = list(far_from_model(resolution, own))
+    assert [finding.level for finding in found] == [WARNING] * is_far
+    if found:
+        assert f"made for pictures of {own} pixels" in found[0].message
+        assert f"Train at {own}" in found[0].remedy and found[0].field == "images.resolution"
 
 
 def test_a_wide_picture_is_measured_against_its_own_bucket(tmp_path: Path) -> None:

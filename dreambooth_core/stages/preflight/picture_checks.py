@@ -18,6 +18,9 @@ BLURRED_BELOW = 30.0
 SLIGHTLY, MUCH_TOO_SMALL = 1.05, 1.5
 """From which enlargement on a picture is told of, and from which it is warned of."""
 
+FAR_FROM_MODEL = 2.0
+"""How many times larger or smaller than the model's own a resolution is that is warned of."""
+
 SAME_RISES, SAME_COLORS = 0.12, 12.0
 """Up to which difference two pictures count as the same: see `pictures.difference`. Different
 photographs of one scene are above 0.3 or 40, copies in another size or quality below 0.06 and 4."""
@@ -61,6 +64,18 @@ def too_small(looks: Sequence[Look], resolution: int) -> Iterator[Finding]:
         f"Use larger originals, or a resolution of {round(resolution / worst.enlargement)}.",
         "images.resolution",
     )
+
+
+def far_from_model(resolution: int, own: int) -> Iterator[Finding]:
+    """Yield a warning if a model is trained far from the resolution that it was made for."""
+    if max(resolution, own) >= FAR_FROM_MODEL * min(resolution, own):
+        yield Finding(
+            WARNING,
+            f"The model was made for pictures of {own} pixels and is to be trained at {resolution}:"
+            " what it draws at its own size changes less, and for the worse.",
+            f"Train at {own}, or with a model that was made for {resolution}.",
+            "images.resolution",
+        )
 
 
 def blurry(looks: Sequence[Look]) -> Iterator[Finding]:

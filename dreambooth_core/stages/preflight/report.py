@@ -41,6 +41,7 @@ from dreambooth_core.stages.preflight.memory_checks import scarce_memory
 from dreambooth_core.stages.preflight.picture_checks import (
     animated,
     blurry,
+    far_from_model,
     near_duplicates,
     shared_files,
     too_small,
@@ -67,18 +68,18 @@ def check_files(config: TrainConfig, context: RunContext, requests: Requests) ->
 
     Every instance image and every class image of the person's own is opened once.
     """
-    buckets = make_buckets(
-        config.images.resolution, model_quantum(context.workspace.model(config.model))
-    )
+    model, resolution = context.workspace.model(config.model), config.images.resolution
+    buckets = make_buckets(resolution, model_quantum(model))
     instances = [list_images(Path(concept.instance_folder)) for concept in config.concepts]
     own = [own_class_files(concept) for concept in config.concepts]
     looks = {look.path: look for look in _looks(instances, own, buckets, context, requests)}
     findings = list(unreadable(list(looks.values())))
+    findings += far_from_model(resolution, model.read_info().resolution)
     for concept, pictures, classes in zip(config.concepts, instances, own, strict=True):
         found = [looks[path] for path in pictures if not looks[path].problem]
         findings += _unreadable_captions(config, concept, pictures)
         findings += animated(found)
-        findings += too_small(found, config.images.resolution)
+        findings += too_small(found, resolution)
         findings += blurry(found)
         findings += near_duplicates(found)
         findings += shared_files(pictures, classes)
