@@ -45,8 +45,8 @@ STORY = [
     PlanMade(["12 steps"]),
     STEP,
     SampleSaved(LONG, "a dog", 7, 3),
-    CheckpointSaved("/c.safetensors", 3, 1, "ab", 2_500_000),
-    LoraSaved("/l.safetensors", 3, 1, "ab", 1_500_000),
+    CheckpointSaved("/c.safetensors", 3, 1, "ab", 5 * 2**19),
+    LoraSaved("/l.safetensors", 3, 1, "ab", 3 * 2**19),
     StateSaved("/state/3", 3),
     Notice("warning", "careful [bold]"),
     Notice("info", "by the way"),
@@ -116,8 +116,8 @@ def test_a_step_without_class_images_has_one_loss() -> None:
 def test_counts() -> None:
     assert count_of(3, 10, "images") == "3/10 images"
     assert count_of(3, 0) == "3"
-    assert count_of(1_500_000, 3_000_000, "bytes") == "1.5/3.0 MB"
-    assert count_of(2_500_000, 0, "bytes") == "2.5 MB"
+    assert count_of(3 * 2**19, 3 * 2**20, "bytes") == "1.5/3.0 MB"
+    assert count_of(5 * 2**19, 0, "bytes") == "2.5 MB"
 
 
 def test_json_lines() -> None:

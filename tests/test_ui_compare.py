@@ -83,6 +83,13 @@ def test_the_verdict() -> None:
     assert "Look at the pictures" in show_verdict(comparison({"checkpoint": "ada_12"}))
 
 
+def test_the_best_of_nothing_is_not_to_be_kept() -> None:
+    faint = comparison(ROWS[0], {**ROWS[1], "subject_fidelity": 0.01, "score": -0.001})
+    assert "Keep" not in show_verdict(faint) and "hardly shows the subject" in show_verdict(faint)
+    assert "-0.00" not in show_numbers(faint)
+    assert "Keep" in show_verdict(comparison(ROWS[0], {**ROWS[1], "subject_fidelity": 0.9}))
+
+
 def test_the_row_to_keep_is_marked() -> None:
     text = show_numbers(comparison(*ROWS))
     assert text.count("dreambooth-marked") == 1

@@ -232,6 +232,13 @@ def test_the_result_is_shown(page: Page, workspace: Workspace) -> None:
     assert "a, b, c" in text and "0123456789<" in text and "2 KB" in text
 
 
+def test_what_was_said_of_the_start_is_gone_at_the_end(page: Page) -> None:
+    messages = [form.message for form in (page.tab.merge, page.tab.extract, page.tab.bake)]
+    page.values[page.tab.merge.message] = "Making zwx_in_paint."
+    page.show(page.tab.look_after_job())
+    assert [page.values[message] for message in messages] == ["", "", ""]
+
+
 def test_a_new_lora_is_shown_with_its_words(workspace: Workspace) -> None:
     config = ExtractLoraConfig(name="z", base="base", trained="x/zwx.safetensors")
     done = JobFinished({"path": str(workspace.lora_dir / "z.safetensors"), "size": 5})

@@ -37,6 +37,7 @@ from dreambooth_core.job.events import (
 from dreambooth_core.job.run_view import duration
 
 SECONDS_BETWEEN_LINES = 2.0
+MIB = 2**20
 Clock = Callable[[], float]
 
 
@@ -145,8 +146,8 @@ def step_line(event: StepDone) -> str:
 def count_of(done: int, total: int, unit: str = "") -> str:
     """Return "3/10 images", or "3 images" where the total is not known; bytes in megabytes."""
     if unit == "bytes":
-        whole = f"/{total / 1e6:.1f}" if total else ""
-        return f"{done / 1e6:.1f}{whole} MB"
+        whole = f"/{total / MIB:.1f}" if total else ""
+        return f"{done / MIB:.1f}{whole} MB"
     amount = f"{done}/{total}" if total else f"{done}"
     return f"{amount} {unit}".rstrip()
 

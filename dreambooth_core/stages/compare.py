@@ -29,7 +29,13 @@ from dreambooth_core.stages.lora_start import put_in
 from dreambooth_core.stages.measure import Drawn, Measures, best, measure, verdict
 from dreambooth_core.stages.png import save_png
 from dreambooth_core.stages.sampling import generate
-from dreambooth_core.stages.table import NO_MEASURES, markdown, table_rows, terminal_lines
+from dreambooth_core.stages.table import (
+    NO_MEASURES,
+    markdown,
+    number_cell,
+    table_rows,
+    terminal_lines,
+)
 from dreambooth_core.world.captions import parse_prompt
 from dreambooth_core.world.judge import Judge
 from dreambooth_core.world.subjects import SUBJECTS
@@ -159,7 +165,7 @@ def _score_lines(measures: Measures, base: Measures) -> list[str]:
     return [
         f"likeness {measures.subject_fidelity:.2f}, leak {measures.class_leak:.2f}",
         f"prompt {measures.prompt_fidelity:.2f}, drift {measures.drift:.2f}",
-        f"score {verdict(measures, base):.2f}",
+        f"score {number_cell(verdict(measures, base))}",
     ]
 
 

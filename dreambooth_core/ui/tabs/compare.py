@@ -23,6 +23,10 @@ EMPTY = "There is no comparison of this model yet: press Compare checkpoints, in
 PROMPTS = ("prompts", "negative_prompt", "checkpoints")
 DRAWING = ("seeds_per_prompt", "seed", "steps", "cfg_scale", "sampler")
 GRID_PIXELS = 2400
+SURE = 0.5
+"""Subject fidelity from which the judge rather sees the subject than not."""
+
+FAINT = "hardly shows the subject: train on, or compare with other prompts and settings (below)."
 MEASURES = {
     "checkpoint": "Checkpoint",
     "subject_fidelity": "Subject fidelity\u00a0\u2191",
@@ -91,7 +95,11 @@ def show_verdict(found: Comparison) -> str:
         return note("Look at the pictures: only the built-in subject can be measured.")
     if found.kept <= 0:
         return note("No checkpoint is better than the model as created.", "warning")
-    return note(f"Keep {found.rows[found.kept].get('checkpoint', '')}.", "good")
+    row = found.rows[found.kept]
+    name, likeness = row.get("checkpoint", ""), float(row.get("subject_fidelity", 1.0))
+    if likeness < SURE:
+        return note(f"{name} is the best of these, but {FAINT}", "warning")
+    return note(f"Keep {name}.", "good")
 
 
 def show_numbers(found: Comparison) -> str:
@@ -111,4 +119,4 @@ def show_about(found: Comparison) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "keep" if value else ""
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{round(value, 2) + 0.0:.2f}" if isinstance(value, float) else str(value)

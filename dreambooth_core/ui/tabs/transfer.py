@@ -88,6 +88,7 @@ class TransferTab:
         self.merge = JobForm("merge", MergeConfig)
         self.extract = JobForm("extract-lora", ExtractLoraConfig)
         self.bake = JobForm("bake-lora", BakeLoraConfig)
+        self.forms = (self.merge, self.extract, self.bake)
         self._place_merge()
         self.result = gr.HTML("", elem_id="dreambooth_transfer_result")
         with make(gr.Accordion, label="Make a LoRA of it instead", open=False):
@@ -115,12 +116,13 @@ class TransferTab:
         `model` is the component that chooses the model, `opened` the event of coming to this tab,
         and `ended` one that happens when a job has ended.
         """
-        for form in (self.merge, self.extract, self.bake):
+        for form in self.forms:
             form.wire(start, self.host.workspace)
         everything = [*self._choosers(), self.result]
         listen(self.fill_button.click, self.fill, model, self._filled())
         listen(self.refresh_button.click, self.look, None, everything)
-        listen(ended, self.look, None, everything)
+        messages = [form.message for form in self.forms]
+        listen(ended, self.look_after_job, None, [*everything, *messages])
         on_load(self.look, None, everything)
         first = [model, self.merge.part("secondary")]
         listen(opened, self.fill_if_empty, first, self._filled())
@@ -137,6 +139,10 @@ class TransferTab:
         updates: Updates = {part: gr.update(choices=checkpoints) for part in self._choosers()}
         updates[self.bake.part("lora")] = gr.update(choices=loras)
         return {**updates, self.result: show_result(last_transfer(self.workspace))}
+
+    def look_after_job(self) -> Updates:
+        """Return the same, without what was said when the job began."""
+        return {**self.look(), **{form.message: "" for form in self.forms}}
 
     def fill_if_empty(self, model: str | None, trained: str | None) -> Updates:
         """Fill in the chosen model's checkpoints where nothing is chosen yet."""
