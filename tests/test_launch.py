@@ -333,7 +333,7 @@ def test_what_verbs_run() -> None:
     assert launch.commands_for("ui", ["--listen"]) == [["-m", "dreambooth_core.ui", "--listen"]]
     assert launch.commands_for("train", ["--help"])[0][2:] == ["train", "--help"]
     (command,) = launch.commands_for("test", ["-k", "x"])
-    assert command[:4] == ["-m", "pytest", "-n", "2"] and command[-2:] == ["-k", "x"]
+    assert command[:2] == ["-m", "pytest"] and command[-2:] == ["-k", "x"]
     assert [command[1] for command in launch.commands_for("lint", [])] == ["ruff", "ruff", "mypy"]
     assert launch.commands_for("bench", ["step", "--quick"]) == [
         ["-m", "benchmarks.step", "--quick"]
