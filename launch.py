@@ -291,7 +291,7 @@ def _clean_environment(inherited: Mapping[str, str]) -> dict[str, str]:
 def commands_for(verb: str, rest: Sequence[str]) -> list[list[str]]:
     """Return what .venv's interpreter is to run for a verb, one after the other."""
     if verb == "test":
-        return [["-m", "pytest", "-n3", "--dist=loadfile", "--no-loadscope-reorder", *rest]]
+        return [["-m", "pytest", "-n2", "--dist=loadfile", "--no-loadscope-reorder", *rest]]
     if verb == "lint":
         return [
             ["-m", "ruff", "format", "--check", "."],
