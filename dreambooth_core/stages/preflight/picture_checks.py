@@ -72,7 +72,7 @@ def far_from_model(resolution: int, own: int) -> Iterator[Finding]:
         yield Finding(
             WARNING,
             f"The model was made for pictures of {own} pixels and is to be trained at {resolution}:"
-            " what it draws at its own size changes less, and for the worse.",
+            " what it learns there shows less in pictures of its own size.",
             f"Train at {own}, or with a model that was made for {resolution}.",
             "images.resolution",
         )

@@ -96,8 +96,8 @@ def show_verdict(found: Comparison) -> str:
     if found.kept <= 0:
         return note("No checkpoint is better than the model as created.", "warning")
     row = found.rows[found.kept]
-    name, likeness = row.get("checkpoint", ""), float(row.get("subject_fidelity", 1.0))
-    if likeness < SURE:
+    name, likeness = row.get("checkpoint", ""), row.get("subject_fidelity")
+    if isinstance(likeness, float) and likeness < SURE:
         return note(f"{name} is the best of these, but {FAINT}", "warning")
     return note(f"Keep {name}.", "good")
 
