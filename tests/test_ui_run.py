@@ -431,12 +431,12 @@ class TestFollowing:
         page.shown.clear()
         assert page.look().text("compared") == "", "it is told once"
         summary = Page(Fixed(folder)).look().text("summary")
-        assert "Keep ada_12." in summary and "Compare tab" in summary
+        assert "ada_12 scored best." in summary and "Compare tab" in summary
         assert "1 picture" not in summary
 
     def test_nothing_to_keep_is_not_recommended(self) -> None:
         text = summary_html(view_of(COMPARING, JobFinished({"grid": "compare.png", "keep": ""})))
-        assert "Keep" not in text and "Compare tab" in text
+        assert "scored best" not in text and "Compare tab" in text
 
     def test_there_is_no_room_for_curves_and_pictures_before_there_are_some(
         self, folder: Path, tmp_path: Path

@@ -217,7 +217,7 @@ def _to_keep(view: RunView) -> str:
     if not _is_comparison(view):
         return ""
     best = Path(str(view.summary.get("keep") or "")).stem
-    words = f"Keep {best}. " if best else ""
+    words = f"{best} scored best. " if best else ""
     return note(f"{words}The pictures and numbers are on the Compare tab.", "good")
 
 
