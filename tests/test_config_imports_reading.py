@@ -28,7 +28,13 @@ from dreambooth_core.config.imports.d8ahazard_rows import ROWS as THEIRS
 from dreambooth_core.config.imports.kohya_rows import ROWS as KOHYAS
 from dreambooth_core.config.imports.paths_there import found_folder
 from dreambooth_core.config.imports.reading import MAX_BYTES, parse, parse_json, read_text
-from dreambooth_core.config.imports.report import BEHAVIOURS, LONGEST_VALUE, shown, summary
+from dreambooth_core.config.imports.report import (
+    BEHAVIOURS,
+    LONGEST_VALUE,
+    UNUSABLE,
+    shown,
+    summary,
+)
 from dreambooth_core.config.imports.words_there import (
     OPTIMIZERS,
     SAMPLER_NAMES,
@@ -41,6 +47,7 @@ from dreambooth_core.config.schema import (
     LR_SCHEDULE_CHOICES,
     OPTIMIZER_CHOICES,
     SAMPLERS,
+    Concept,
     TrainConfig,
 )
 from dreambooth_core.errors import InputError, UsageError
@@ -237,6 +244,20 @@ def test_any_values_are_taken_or_told(
     apply_import(found, TrainConfig(model="ada"))
     json.dumps([line.__dict__ for line in found.lines])
     assert summary(found)
+
+
+def test_what_no_text_holds_is_told_and_not_taken() -> None:
+    nameless, odd = {"instance_data_dir": "\0"}, {"instance_data_dir": "p", "instance_prompt": "\0"}
+    values = {"adam_beta1": None, "gradient_checkpointing": True, "concepts_list": [nameless, odd]}
+    found = read_import(json.dumps(values), "as it was")
+    (concept,) = apply_import(found, TrainConfig(model="ada")).concepts
+    assert (concept.instance_folder, concept.instance_prompt) == (
+        "p",
+        Concept(instance_folder="p").instance_prompt,
+    )
+    unusable = {line.old: line.words for line in found.lines if line.verdict == UNUSABLE}
+    assert "names no folder" in unusable["concepts[0]"]
+    assert "not a text" in unusable["concepts[0].instance_prompt"]
 
 
 @settings(max_examples=30, deadline=None)

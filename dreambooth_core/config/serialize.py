@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeGuard, TypeVar, get_args, get_origin
 
 from dreambooth_core.config.control import METADATA_KEY, field_specs, hints_of
 from dreambooth_core.config.renames import of_today, with_version
@@ -220,7 +220,7 @@ def _is_float(value: Any) -> bool:
     return abs(value) <= sys.float_info.max  # False for NaN too; a whole number may be larger
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> TypeGuard[str]:
     """Whether it is a text that a file can hold: no NUL, and no half of a surrogate pair."""
     return isinstance(value, str) and not _NO_TEXT.search(value)
 
@@ -229,7 +229,7 @@ _SCALARS: dict[type, Callable[[Any], bool]] = {
     bool: lambda value: isinstance(value, bool),
     int: _is_int,
     float: _is_float,
-    str: _is_text,
+    str: is_text,
 }
 
 _TYPE_WORDS: dict[Any, str] = {

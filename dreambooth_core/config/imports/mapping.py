@@ -28,7 +28,7 @@ from dreambooth_core.config.imports.report import (
     Import,
 )
 from dreambooth_core.config.schema import TrainConfig
-from dreambooth_core.config.serialize import FALSE_WORDS, TRUE_WORDS
+from dreambooth_core.config.serialize import FALSE_WORDS, TRUE_WORDS, is_text
 from dreambooth_core.config.validate import check_value
 
 TRAINING = {spec.path: spec for spec in field_specs(TrainConfig)}
@@ -60,7 +60,7 @@ class Old:
     def text(self, name: str, default: str = "") -> str:
         """Return a text; anything else counts as not said."""
         value = self.values.get(name)
-        return value if isinstance(value, str) else default
+        return value if is_text(value) else default
 
 
 @dataclass(frozen=True)
@@ -258,13 +258,17 @@ def _problem(spec: FieldSpec, value: Any) -> str:
     wanted = {bool: "on or off", int: "a whole number", float: "a number", str: "a text"}
     items = value if spec.type == list[str] else [value]
     kind = str if spec.type == list[str] else spec.type
-    if not isinstance(items, list) or any(type(item) is not kind for item in items):
+    if not isinstance(items, list) or not all(_is_a(kind, item) for item in items):
         return f"It is not {wanted[kind]}."
     if spec.control.kind in PATH_KINDS:
         return ""
     problems = (check_value(spec, item, spec.path) for item in items)
     first = next((problem for problem in problems if problem), None)
     return f"Here it {first.message} {first.remedy}" if first else ""
+
+
+def _is_a(kind: type, item: Any) -> bool:
+    return is_text(item) if kind is str else type(item) is kind
 
 
 def _differs(value: Any, fitted: Any) -> bool:
