@@ -145,20 +145,29 @@ def drop_unfinished(claims: Sequence[Claim]) -> None:
 
 
 def _claims_of_files(workspace: Workspace, kind: str, config: JobConfig) -> list[Claim]:
-    checkpoints, loras = workspace.checkpoints_dir, workspace.lora_dir
     if kind == "train" and isinstance(config, TrainConfig):
-        name, subfolder = config.saving.name or config.model, config.saving.subfolder
-        folder = loras if config.lora.enabled else checkpoints
-        return [_claim_of_file(folder, subfolder, name, ANY_STEP)]
+        return _claims_of_training(workspace, config)
     if isinstance(config, SaveConfig):
-        name = config.name or config.model
-        # Which of them it writes to is known once the training state is read.
-        folders = [checkpoints, *([loras] if loras.is_dir() else [])]
-        return [_claim_of_file(folder, config.subfolder, name, ANY_STEP) for folder in folders]
+        return _claims_of_saving(workspace, config)
     if isinstance(config, MergeConfig | BakeLoraConfig | ExtractLoraConfig):
-        folder = loras if isinstance(config, ExtractLoraConfig) else checkpoints
+        is_lora = isinstance(config, ExtractLoraConfig)
+        folder = workspace.lora_dir if is_lora else workspace.checkpoints_dir
         return _claims_of_one_file(folder, config.subfolder, config.name)
     return []
+
+
+def _claims_of_training(workspace: Workspace, config: TrainConfig) -> list[Claim]:
+    folder = workspace.lora_dir if config.lora.enabled else workspace.checkpoints_dir
+    name = config.saving.name or config.model
+    return [_claim_of_file(folder, config.saving.subfolder, name, ANY_STEP)]
+
+
+def _claims_of_saving(workspace: Workspace, config: SaveConfig) -> list[Claim]:
+    """Return the name in both folders: to which it writes is known once the state is read."""
+    folders, name = [workspace.checkpoints_dir], config.name or config.model
+    if workspace.lora_dir.is_dir():
+        folders.append(workspace.lora_dir)
+    return [_claim_of_file(folder, config.subfolder, name, ANY_STEP) for folder in folders]
 
 
 def _claims_of_one_file(folder: Path, subfolder: str, name: str) -> list[Claim]:

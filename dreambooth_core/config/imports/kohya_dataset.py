@@ -91,12 +91,10 @@ def read_datasets(values: Mapping[str, Any], found: Import, base: Path | None) -
     shared: dict[str, Any] = {}
     for number, dataset in enumerate(_tables(values["datasets"], "datasets")):
         of_all = {**general, **{k: v for k, v in dataset.items() if k != "subsets"}}
-        for name, value in of_all.items():
-            _share(shared, name, value, f"datasets[{number}].{name}", found)
+        _share(shared, of_all, f"datasets[{number}]", found)
         for place, subset in enumerate(_tables(dataset.get("subsets", []), "subsets")):
             where = f"datasets[{number}].subsets[{place}]"
-            for name in (name for name in subset if name not in OF_A_FOLDER):
-                _share(shared, name, subset[name], f"{where}.{name}", found)
+            _share(shared, {k: subset[k] for k in subset if k not in OF_A_FOLDER}, where, found)
             made = _subset({**of_all, **subset}, where, found, base)
             subsets += [made] if made else []
     if len(subsets) > MOST_FOLDERS:
@@ -111,12 +109,14 @@ def read_datasets(values: Mapping[str, Any], found: Import, base: Path | None) -
     return shared
 
 
-def _share(shared: dict[str, Any], name: str, value: Any, where: str, found: Import) -> None:
+def _share(shared: dict[str, Any], own: Mapping[str, Any], where: str, found: Import) -> None:
     """Take what is said of one folder for all of them; where they differ, the first one counts."""
-    if name in shared and shared[name] != value:
-        found.add(where, value, UNUSABLE, "Here it is one for all, and an earlier one is taken.")
-        return
-    shared[name] = value
+    for name, value in own.items():
+        if name in shared and shared[name] != value:
+            words = "Here it is one for all, and an earlier one is taken."
+            found.add(f"{where}.{name}", value, UNUSABLE, words)
+        else:
+            shared[name] = value
 
 
 def _subset(

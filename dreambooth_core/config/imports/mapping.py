@@ -227,12 +227,14 @@ def _result(row: Row, value: Any, old: Old) -> Taken | Skipped:
         return result
     if row.before and as_number(labelled) is not None and as_number(labelled) == as_number(before):
         return Taken(result, KEPT, "")  # whatever it did there makes no difference
-    words = row.words
+    return Taken(result, row.verdict, _words(row, as_before))
+
+
+def _words(row: Row, as_before: bool) -> str:
     if as_before and row.before:
-        words = f"{words} {AS_THERE}"
-    elif row.verdict == REVIVED:
-        words = f"{words} {ACTS_HERE}"
-    return Taken(result, row.verdict, words.strip())
+        return f"{row.words} {AS_THERE}".strip()
+    acts = ACTS_HERE if row.verdict == REVIVED else ""
+    return f"{row.words} {acts}".strip()
 
 
 def fit(spec: FieldSpec, value: Any) -> Any:
