@@ -9,7 +9,7 @@ import pytest
 
 from dreambooth_core.config.schema import CompareConfig
 from dreambooth_core.errors import InputError
-from dreambooth_core.job.comparison import last_comparison
+from dreambooth_core.job.comparison import last_comparison, measure_text
 from dreambooth_core.job.events import Event, EventWriter, JobFailed, JobFinished, JobStopped
 from dreambooth_core.job.runs import Run, create_run_folder, events_path, write_run
 from dreambooth_core.job.workspace import Workspace
@@ -75,3 +75,8 @@ def test_numbers_that_cannot_be_read_are_told_with_their_file(
     (compared(workspace) / "compare.json").write_text(text)
     with pytest.raises(InputError, match=r"compare\.json"):
         last_comparison(workspace, "ada")
+
+
+@pytest.mark.parametrize(("value", "text"), [(-0.001, "0.00"), (-0.5, "-0.50"), (0.126, "0.13")])
+def test_nothing_has_no_sign(value: float, text: str) -> None:
+    assert measure_text(value) == text

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from dreambooth_core.stages.measure import Measures
-from dreambooth_core.stages.table import markdown, number_cell, table_rows, terminal_lines
+from dreambooth_core.stages.table import markdown, table_rows, terminal_lines
 
 BASE = Measures(0.0, 1.0, 0.0, 0.5, 0.0)
 GOOD = Measures(0.9, 0.95, 0.02, 0.4, 0.1)
@@ -21,11 +19,6 @@ def test_rows_hold_every_measure_and_mark_the_best() -> None:
 
 def test_rows_without_measures_are_labels() -> None:
     assert table_rows(["base", "x"], []) == [{"checkpoint": "base"}, {"checkpoint": "x"}]
-
-
-@pytest.mark.parametrize(("value", "text"), [(-0.001, "0.00"), (-0.5, "-0.50"), (0.126, "0.13")])
-def test_nothing_has_no_sign(value: float, text: str) -> None:
-    assert number_cell(value) == text
 
 
 def test_markdown_is_a_table_with_remarks() -> None:

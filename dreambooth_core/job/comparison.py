@@ -17,6 +17,11 @@ KIND = "compare"
 NEEDED = ("grid", "numbers")
 
 
+def measure_text(value: float) -> str:
+    """Return a measure with two digits, never "-0.00"."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The sheet of pictures, one row of numbers per checkpoint (the base first), and remarks."""

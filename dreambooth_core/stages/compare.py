@@ -16,6 +16,7 @@ from dreambooth_core.config.serialize import to_kept
 from dreambooth_core.errors import InputError
 from dreambooth_core.families import load_checkpoint, load_components
 from dreambooth_core.families.base import Components
+from dreambooth_core.job.comparison import measure_text
 from dreambooth_core.job.context import RunContext
 from dreambooth_core.job.events import Notice, PhaseProgress, PhaseStarted, SampleSaved
 from dreambooth_core.job.formats import COMPARISON
@@ -29,13 +30,7 @@ from dreambooth_core.stages.lora_start import put_in
 from dreambooth_core.stages.measure import Drawn, Measures, best, measure, verdict
 from dreambooth_core.stages.png import save_png
 from dreambooth_core.stages.sampling import generate
-from dreambooth_core.stages.table import (
-    NO_MEASURES,
-    markdown,
-    number_cell,
-    table_rows,
-    terminal_lines,
-)
+from dreambooth_core.stages.table import NO_MEASURES, markdown, table_rows, terminal_lines
 from dreambooth_core.world.captions import parse_prompt
 from dreambooth_core.world.judge import Judge
 from dreambooth_core.world.subjects import SUBJECTS
@@ -165,7 +160,7 @@ def _score_lines(measures: Measures, base: Measures) -> list[str]:
     return [
         f"likeness {measures.subject_fidelity:.2f}, leak {measures.class_leak:.2f}",
         f"prompt {measures.prompt_fidelity:.2f}, drift {measures.drift:.2f}",
-        f"score {number_cell(verdict(measures, base))}",
+        f"score {measure_text(verdict(measures, base))}",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from dreambooth_core.job.comparison import measure_text
 from dreambooth_core.stages.measure import Measures, best, verdict
 
 HEADINGS = {
@@ -39,15 +40,10 @@ def table_rows(labels: Sequence[str], measured: Sequence[Measures]) -> list[dict
     ]
 
 
-def number_cell(value: float) -> str:
-    """Return a measure with two digits, never "-0.00"."""
-    return f"{round(value, 2) + 0.0:.2f}"
-
-
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "**yes**" if value else ""
-    return number_cell(value) if isinstance(value, float) else str(value).replace("|", "\\|")
+    return measure_text(value) if isinstance(value, float) else str(value).replace("|", "\\|")
 
 
 def markdown(title: str, rows: Sequence[dict[str, Any]], remarks: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from dreambooth_core.config.concept import Concept
 from dreambooth_core.config.schema import CompareConfig
 from dreambooth_core.demo import known_subject
 from dreambooth_core.errors import DreamboothError
-from dreambooth_core.job.comparison import Comparison, last_comparison
+from dreambooth_core.job.comparison import Comparison, last_comparison, measure_text
 from dreambooth_core.job.workspace import Workspace
 from dreambooth_core.ui.controls import Fields
 from dreambooth_core.ui.gradio_compat import make, picture_display, thumbnail, visibility
@@ -119,4 +119,4 @@ def show_about(found: Comparison) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, bool):
         return "keep" if value else ""
-    return f"{round(value, 2) + 0.0:.2f}" if isinstance(value, float) else str(value)
+    return measure_text(value) if isinstance(value, float) else str(value)
