@@ -92,8 +92,8 @@ def copy_and_read_again(root: Path) -> None:
 
     copy(root)
     path, checksum, buffer = root / "copy.safetensors", Crc32(), mmap.mmap(-1, READ_BYTES)
+    make_cold([path])
     with disk.open_read(path) as file:
-        disk.drop_cache(file.fileno(), 0, path.stat().st_size)
         disk.set_direct(file.fileno(), True)
         while count := file.readinto(buffer):
             checksum.update(memoryview(buffer)[:count])
