@@ -332,8 +332,8 @@ def test_what_verbs_run() -> None:
     assert launch.commands_for("demo", []) == [["-m", "dreambooth_core", "demo"]]
     assert launch.commands_for("ui", ["--listen"]) == [["-m", "dreambooth_core.ui", "--listen"]]
     assert launch.commands_for("train", ["--help"])[0][2:] == ["train", "--help"]
-    (command,) = launch.commands_for("test", ["-k", "x"])
-    assert command[:2] == ["-m", "pytest"] and command[-2:] == ["-k", "x"]
+    by_file = ["-n2", "--dist=loadfile", "--no-loadscope-reorder"]
+    assert launch.commands_for("test", ["-k", "x"]) == [["-m", "pytest", *by_file, "-k", "x"]]
     assert [command[1] for command in launch.commands_for("lint", [])] == ["ruff", "ruff", "mypy"]
     assert launch.commands_for("bench", ["step", "--quick"]) == [
         ["-m", "benchmarks.step", "--quick"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,7 +119,7 @@ def test_the_report_and_the_sentence_round_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([10.0, 10.0949])
-    monkeypatch.setattr(dry_run.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(dry_run, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     rehearsal = dry_run.Rehearsal(tmp_path)
     with rehearsal.measured("training", total=200, done=1, device=CPU):
         pass
